@@ -1,0 +1,48 @@
+"""The shape legend and the four types that every part of the package is written against.
+
+Shapes: B batch, H W C image (NHWC), N tokens, D width, A heads, K classes. Images are floats in [0, 1]; epsilon and step sizes are fractions of that range.
+"""
+
+from typing import Any, Protocol
+
+import jax
+
+Array = jax.Array
+Keys = jax.Array  # [B] typed PRNG keys, one per example
+Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}
+
+
+class LogitsFn(Protocol):
+    """images [B,H,W,C] in [0,1] -> logits [B,K] float32.
+
+    A pytree (`jax.tree_util.Partial(module.apply, variables)`), so that the weights are arguments of a compiled program and not constants in it.
+    """
+
+    def __call__(self, images: Array) -> Array: ...
+
+
+class Attack(Protocol):
+    """(keys [B], logits_fn, images, targets, strength) -> adversarial images inside the ball and inside [0,1].
+
+    `targets` are distributions [B,K] or integer labels [B]; `strength` in [0,1] is traced and scales epsilon and step size.
+    """
+
+    def __call__(
+        self, keys: Keys, logits_fn: LogitsFn, images: Array, targets: Array, strength: Array | float = 1.0
+    ) -> Array: ...
+
+
+class Objective(Protocol):
+    """What training minimises: see `robust_vit.objectives` for the arguments; returns one loss per example and the auxiliary logits."""
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any: ...
+
+
+class Source(Protocol):
+    """A random-access dataset: `source[i]` is {"image": uint8 [H,W,C] or encoded bytes, "label": int}."""
+
+    num_classes: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
