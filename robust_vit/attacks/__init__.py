@@ -1,1 +1,63 @@
-"""Placeholder docstring."""
+"""Attacks: pure functions that look for a misclassified image near a clean one.
+
+    import jax
+    from robust_vit import attacks
+
+    weights = jax.random.normal(jax.random.key(0), (8 * 8 * 1, 10))  # a linear model, for the example
+    logits_fn = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, weights)
+    images, labels = jax.numpy.full((4, 8, 8, 1), 0.5), jax.numpy.arange(4)
+    attack = attacks.pgd(norm="linf", epsilon=8 / 255, step_size=2 / 255, steps=10, keep="success")
+    adversarial = jax.jit(attack)(jax.random.split(jax.random.key(1), 4), logits_fn, images, labels)
+
+The same call works eagerly, and under `jit`, `vmap`, `scan`, `jax.pmap` and `shard_map`. The arguments of an attack:
+
+* `keys` [B]: one typed key per example (`robust_vit.randomness.example_keys`), so that no example's result depends on
+  its batch.
+* `logits_fn`: images [B,H,W,C] in [0,1] -> logits [B,K]. Make it a `jax.tree_util.Partial` whose arguments hold the
+  weights (`models.logits_fn(module, variables)`): then new weights do not compile again.
+* `images` [B,H,W,C]: floats in [0,1]; the result has their dtype.
+* `targets`: integer labels [B] or distributions [B,K].
+* `strength` in [0,1], scalar or [B]: scales epsilon and the step size without compiling again; at 0 the images come
+  back bit for bit.
+
+Adding an attack takes three steps:
+
+1. Write `attacks/name.py` with a factory of plain keywords that returns such a function. Take from `norms` the balls
+   (start, steepest step, projection), from `losses` what to maximise, from `arguments` the checks, the working
+   precision and `finish`. Loop with `lax.scan` or `fori_loop`, never in Python.
+2. Here: one import, one line in `ATTACKS`.
+3. `tests/attacks/test_attack_contract.py` now tests it. If it is expensive at its defaults, give it a row of cheaper
+   keywords there.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from robust_vit.attacks import losses, norms
+from robust_vit.attacks.arguments import check_choice
+from robust_vit.attacks.fgsm import fgsm
+from robust_vit.attacks.pgd import pgd
+from robust_vit.typing import Attack
+
+ATTACKS: dict[str, Callable[..., Attack]] = {
+    "fgsm": fgsm,
+    "pgd": pgd,
+}
+
+
+def names() -> tuple[str, ...]:
+    """The names `build` knows, sorted."""
+    return tuple(sorted(ATTACKS))
+
+
+def build(name: str, **keywords: Any) -> Attack:
+    """Makes an attack by name: `build("pgd", norm="l2", epsilon=0.5)` is `pgd(norm="l2", epsilon=0.5)`.
+
+    Raises:
+      ValueError: if the name is unknown (the nearest is suggested) or a keyword is bad.
+    """
+    check_choice("attack", name, ATTACKS)
+    return ATTACKS[name](**keywords)
+
+
+__all__ = ["ATTACKS", "build", "fgsm", "losses", "names", "norms", "pgd"]
