@@ -1,8 +1,9 @@
 """The only file that knows devices: mesh, shardings, compilation, pmap, global arrays, multi-host start.
 
-One `jax.jit` over global arrays on a mesh is the way the trainer and the evaluator run: batches are split over the mesh axis `data`, the state is replicated, and XLA
-inserts the one all-reduce of the gradients. Since JAX 0.10 `jax.pmap` is itself a wrapper of `jit(shard_map)`; `pmap` below is its door for
-code that works with per-device arrays (a leading axis of devices).
+One `jax.jit` over global arrays on a mesh is the way the trainer and the evaluator run: batches are split over the mesh
+axis `data`, the state is replicated, and XLA inserts the one all-reduce of the gradients. Since JAX 0.10 `jax.pmap` is
+itself a wrapper of `jit(shard_map)`; `pmap` below is its door for code that works with per-device arrays (a leading axis
+of devices).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +17,7 @@ DATA = "data"  # the name of the mesh axis that examples are split over
 
 
 def initialize(coordinator: str | None = None, processes: int | None = None, index: int | None = None) -> None:
-    """Joins a multi-host run; call before any other JAX call. On Cloud TPU and SLURM the three arguments are found by JAX itself."""
+    """Joins a multi-host run, before any other JAX call. On Cloud TPU and SLURM JAX finds the arguments itself."""
     if not jax.distributed.is_initialized():
         jax.distributed.initialize(coordinator, processes, index)
 
@@ -55,7 +56,10 @@ def global_batch(mesh: Mesh, batch: Any) -> Any:
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """Copies a tree to every device. A compiled identity, not `device_put`: the latter may alias, and a donated alias deletes the caller's array."""
+    """Copies a tree to every device.
+
+    A compiled identity and not `device_put`: that may alias, and donating an alias deletes the caller's array.
+    """
     return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
 
 
@@ -82,7 +86,7 @@ def compile(
 
 
 def pmap(attack: Callable[..., Any], devices: Sequence[jax.Device] | None = None) -> Callable[..., Any]:
-    """The per-device form of an attack: `(keys, logits_fn, images, targets, strength=1.0)` with a leading device axis on keys, images and targets.
+    """The per-device form of an attack: keys, images and targets get a leading device axis.
 
     Args:
       attack: any `robust_vit.typing.Attack`.

@@ -1,6 +1,7 @@
 """Randomness belongs to the example: one key per example, folded from (seed, purpose, step, dataset index).
 
-A result therefore does not depend on the batch size, the order, the number of devices or hosts, or on whether a run was killed and resumed.
+A result therefore does not depend on the batch size, the order, the number of devices or hosts, or on whether a run was
+killed and resumed.
 """
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 
 from robust_vit.typing import Array, Keys
 
-# Purposes. Two draws that must be independent get two names; the numbers are part of every recorded result and never change.
+# Purposes. Two draws that must be independent get two names; the numbers are part of every recorded result.
 INIT = 0
 AUGMENT = 1
 TRAIN_ATTACK = 2

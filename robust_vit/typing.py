@@ -1,21 +1,24 @@
-"""The shape legend and the four types that every part of the package is written against.
+"""The shape legend and the types that every part of the package is written against.
 
-Shapes: B batch, H W C image (NHWC), N tokens, D width, A heads, K classes. Images are floats in [0, 1]; epsilon and step sizes are fractions of that range.
+Shapes: B batch, H W C image (NHWC), N tokens, D width, A heads, K classes. Images are floats in [0, 1];
+epsilon and step sizes are fractions of that range.
 """
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
 Array = jax.Array
 Keys = jax.Array  # [B] typed PRNG keys, one per example
 Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}
+Statistics = Any  # running averages of BatchNorm: a tree, empty where a model has none
 
 
 class LogitsFn(Protocol):
     """images [B,H,W,C] in [0,1] -> logits [B,K] float32.
 
-    A pytree (`jax.tree_util.Partial(module.apply, variables)`), so that the weights are arguments of a compiled program and not constants in it.
+    A pytree (`jax.tree_util.Partial(module.apply, variables)`), so that the weights are arguments of a compiled
+    program and not constants in it.
     """
 
     def __call__(self, images: Array) -> Array: ...
@@ -24,7 +27,8 @@ class LogitsFn(Protocol):
 class Attack(Protocol):
     """(keys [B], logits_fn, images, targets, strength) -> adversarial images inside the ball and inside [0,1].
 
-    `targets` are distributions [B,K] or integer labels [B]; `strength` in [0,1] is traced and scales epsilon and step size.
+    `targets` are distributions [B,K] or integer labels [B]; `strength` in [0,1] is traced and scales epsilon and
+    step size.
     """
 
     def __call__(
@@ -32,10 +36,35 @@ class Attack(Protocol):
     ) -> Array: ...
 
 
-class Objective(Protocol):
-    """What training minimises: see `robust_vit.objectives` for the arguments; returns one loss per example and the auxiliary logits."""
+class Forward(Protocol):
+    """A forward pass with gradients to the weights: (images, statistics) -> (logits [B,K], new statistics)."""
 
-    def __call__(self, *args: Any, **keywords: Any) -> Any: ...
+    def __call__(self, images: Array, statistics: Statistics) -> tuple[Array, Statistics]: ...
+
+
+class Outcome(NamedTuple):
+    """What an objective returns: one loss per example, and what it happened to compute on the way."""
+
+    loss: Array  # [B]
+    statistics: Statistics
+    clean_logits: Array | None = None  # [B,K]; None where the objective never looks at the clean images
+    adversarial_logits: Array | None = None  # [B,K]
+
+
+class Objective(Protocol):
+    """What training minimises; it is handed the attack. See `robust_vit.objectives`."""
+
+    def __call__(
+        self,
+        forward: Forward,
+        statistics: Statistics,
+        adversary: LogitsFn,
+        attack: Attack,
+        keys: Keys,
+        images: Array,
+        targets: Array,
+        strength: Array | float = 1.0,
+    ) -> Outcome: ...
 
 
 class Source(Protocol):

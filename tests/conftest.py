@@ -1,4 +1,4 @@
-"""Every test runs on 8 virtual CPU devices, with key-reuse checking, exact matrix products, and a compile cache kept between runs."""
+"""Every test runs on 8 virtual CPU devices, with key-reuse checks, exact matrix products, and a kept compile cache."""
 
 import os
 import pathlib

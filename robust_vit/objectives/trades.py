@@ -1,0 +1,46 @@
+"""TRADES: clean cross-entropy plus the divergence between the clean and the adversarial prediction."""
+
+import jax
+import jax.numpy as jnp
+
+from robust_vit.errors import check
+from robust_vit.objectives.standard import cross_entropy, smooth
+from robust_vit.typing import Array, Objective, Outcome
+
+
+def kl_divergence(clean_logits: Array, adversarial_logits: Array) -> Array:
+    """Returns KL(p || q) per example, p and q the softmax of the two [B,K] logits; gradients flow through both."""
+    log_p = jax.nn.log_softmax(clean_logits.astype(jnp.promote_types(clean_logits.dtype, jnp.float32)))
+    log_q = jax.nn.log_softmax(adversarial_logits.astype(jnp.promote_types(adversarial_logits.dtype, jnp.float32)))
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+def trades(beta: float = 6.0, label_smoothing: float = 0.0, statistics: str = "both") -> Objective:
+    """Minimises CE(f(x), y) + beta * KL(f(x) || f(x')), with x' = argmax over the ball of KL(f(x) || f(x')).
+
+    The attack gets the clean prediction as its targets: cross-entropy to a fixed distribution and the KL divergence
+    from it have the same input gradient. That gradient vanishes at x itself, so the attack needs a random start.
+
+    Args:
+      beta: weight of the divergence (1 / lambda in the paper), >= 0.
+      label_smoothing: mass in [0, 1) moved to the uniform distribution in the clean term.
+      statistics: which pass updates BatchNorm's running averages: "clean", "adversarial", or "both" in that order.
+
+    Reference: Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, ICML 2019,
+    arXiv 1901.08573; github.com/yaodongyu/TRADES.
+    """
+    check("objective.beta", beta, beta >= 0, ">= 0")
+    check("objective.label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "in [0, 1)")
+    choices = ("clean", "adversarial", "both")
+    check("objective.statistics", statistics, statistics in choices, f"one of {choices}")
+
+    def objective(forward, stats, adversary, attack, keys, images, targets, strength=1.0) -> Outcome:
+        prediction = jax.lax.stop_gradient(jax.nn.softmax(adversary(images).astype(jnp.float32)))
+        attacked = attack(keys, adversary, images, prediction, strength)
+        clean_logits, after_clean = forward(images, stats)
+        adversarial_logits, after = forward(attacked, stats if statistics == "adversarial" else after_clean)
+        divergence = kl_divergence(clean_logits, adversarial_logits)
+        loss = cross_entropy(clean_logits, smooth(targets, label_smoothing)) + beta * divergence
+        return Outcome(loss, after_clean if statistics == "clean" else after, clean_logits, adversarial_logits)
+
+    return objective

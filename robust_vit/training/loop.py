@@ -1,0 +1,356 @@
+"""One run from a configuration to a run folder.
+
+    validate -> mesh -> data -> model, attack, objective, optimiser -> step -> restore -> loop: step, report, save, validate
+
+A reader who knows the parts can begin at `run`.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import signal
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from robust_vit import attacks, data, models, objectives, parallel
+from robust_vit import config as config_lib
+from robust_vit.config import ConfigDict
+from robust_vit.data import host, pipeline
+from robust_vit.evaluation.measure import Measurer
+from robust_vit.training import optimizer, schedules, state, step
+from robust_vit.training.checkpoint import Checkpoints, model_keywords, selection
+from robust_vit.training.report import Report, environment
+from robust_vit.typing import Attack
+
+
+class NonFiniteError(RuntimeError):
+    """Training met a NaN or an infinity."""
+
+
+@dataclasses.dataclass
+class Experiment:
+    """The parts of a run, built from a configuration; nothing is compiled yet."""
+
+    config: ConfigDict
+    mesh: Any
+    dataset: Any
+    module: Any
+    attack: Attack
+    tx: optax.GradientTransformation
+    step: step.Step
+    learning_rate: schedules.Schedule
+    strength: schedules.Schedule
+    total_steps: int
+    steps_per_epoch: float
+
+
+def build(config: ConfigDict) -> Experiment:
+    """Checks a configuration and builds the parts it describes.
+
+    Raises:
+      ValueError: one line that names the field, its value and what is allowed.
+    """
+    mesh = parallel.mesh(config.parallel.devices)
+    config_lib.validate(config, mesh.size)
+    dataset = data.build(config.data.name, **config_lib.plain(config.data.options))
+    resolve(config, dataset)
+    module = models.build(config.model.name, **model_keywords(config))
+    attack = build_attack(config.attack)
+    factory = objectives.OBJECTIVES[config.objective.name]
+    objective = factory(**config_lib.keywords(config.objective, factory))
+    tx = optimizer.build(**config_lib.keywords(config.optimizer, optimizer.build))
+    made = step.make(
+        module,
+        objective,
+        attack,
+        tx,
+        num_classes=dataset.num_classes,
+        seed=config.seed,
+        ema_decay=config.optimizer.ema_decay,
+        accumulation=config.optimizer.accumulation,
+        batch_norm=config.attack.batch_norm,
+    )
+    steps_per_epoch = len(dataset.train) / config.data.batch_size
+    total = max(1, round(config.training.epochs * steps_per_epoch))
+    rates = config_lib.keywords(config.optimizer, schedules.learning_rate)
+    rate = schedules.learning_rate(total_steps=total, steps_per_epoch=steps_per_epoch, **rates)
+    warmup = config_lib.keywords(config.attack, schedules.strength)
+    strength = schedules.strength(steps_per_epoch=steps_per_epoch, **warmup)
+    return Experiment(config, mesh, dataset, module, attack, tx, made, rate, strength, total, steps_per_epoch)
+
+
+def build_attack(section: ConfigDict, **changes: Any) -> Attack:
+    """Makes the attack that a configuration section describes, with some of its keywords changed."""
+    factory = attacks.ATTACKS[section.name]
+    return factory(**(config_lib.keywords(section, factory) | changes))
+
+
+def resolve(config: ConfigDict, dataset: Any) -> None:
+    """Fills in what the model takes from the data, so that the stored configuration rebuilds it alone."""
+    with config.unlocked():
+        for name, value in (("num_classes", dataset.num_classes), ("image_size", tuple(dataset.image_shape[:2]))):
+            if name not in config.model:
+                config.model[name] = value
+
+
+def run(config: ConfigDict, workdir: str | pathlib.Path, live: bool | None = None) -> dict[str, Any] | None:
+    """Trains, or resumes, and evaluates.
+
+    Args:
+      config: a complete configuration.
+      workdir: the run folder, made if needed. A folder that holds this run is resumed; one that holds another is refused.
+      live: a live display; None decides by whether the output is a terminal.
+
+    Returns:
+      The test results of the selected checkpoint, or None when a signal stopped the run before its end.
+    """
+    workdir = pathlib.Path(workdir)
+    experiment = build(config)
+    claim(workdir, config)
+    trainer = Trainer(experiment, workdir, live)
+    try:
+        finished = trainer.train()
+    finally:
+        trainer.close()
+    if not finished:
+        return None
+    from robust_vit.training.finish import finish
+
+    return finish(experiment, workdir)
+
+
+def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Writes config.json and environment.json, or checks that the folder holds a run of this configuration.
+
+    Raises:
+      ValueError: if it holds a run of another one, naming the first field that differs.
+    """
+    path = workdir / "config.json"
+    if path.is_file():
+        found = config_lib.differences(
+            config_lib.from_json(path.read_text()), config_lib.from_json(config_lib.to_json(config))
+        )
+        if found:
+            raise ValueError(f"workdir = {str(workdir)!r}: holds a run with {found[0]}; choose another folder")
+    if parallel.is_main():
+        import json
+
+        workdir.mkdir(parents=True, exist_ok=True)
+        path.write_text(config_lib.to_json(config))
+        (workdir / "environment.json").write_text(json.dumps(environment(), indent=1))
+
+
+class Trainer:
+    """The loop with its moving parts: compiled step, data position, checkpoints, report.
+
+    Args:
+      experiment: from `build`.
+      workdir: the run folder.
+      live: see `run`.
+    """
+
+    def __init__(self, experiment: Experiment, workdir: pathlib.Path, live: bool | None = None):
+        self.experiment, self.config, self.workdir = experiment, experiment.config, workdir
+        e, c = experiment, experiment.config
+        self.compiled = parallel.compile(e.step, e.mesh, arguments="rbrr", results="rr", donate=(0,))
+        self.batches = pipeline.train(
+            e.dataset.train,
+            batch_size=c.data.batch_size,
+            seed=c.seed,
+            transforms=host.build(c.data.train_transforms),
+            host_index=jax.process_index(),
+            host_count=jax.process_count(),
+            workers=c.data.workers,
+            on_bad_image=c.data.on_bad_image,
+        )
+        self.checkpoints = Checkpoints(workdir, keep=c.training.keep_checkpoints, select=selection(c))
+        self.state = self._restore()
+        self.step = int(self.state.step)
+        self.report = Report(workdir, e.total_steps, self.step, live)
+        if self.step:
+            self.report.say(f"resuming at step {self.step}")
+        self.stop = False
+        self.validators = _validators(experiment)
+
+    def _restore(self) -> state.TrainState:
+        e = self.experiment
+        create = functools.partial(
+            state.create,
+            e.module,
+            e.tx,
+            tuple(e.dataset.image_shape),
+            self.config.seed,
+            self.config.optimizer.ema_decay > 0,
+        )
+        sharding = parallel.replicated(e.mesh)
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(create)
+        )
+        found = self.checkpoints.restore(shapes)
+        if found is None:
+            return jax.jit(create, out_shardings=sharding)()
+        restored, position = found
+        self.batches.set_state(position)
+        return parallel.replicate(e.mesh, restored)  # own buffers: the step donates them
+
+    def train(self) -> bool:
+        """Runs to the end; returns False if SIGTERM stopped it first, after saving."""
+        e, c = self.experiment, self.config
+        previous = signal.signal(signal.SIGTERM, self._on_signal)
+        pending, meter = None, Meter(c.data.batch_size)
+        validate_every = max(1, round(c.training.validate_every_epochs * e.steps_per_epoch))
+        save_every = max(1, round(c.training.save_every_epochs * e.steps_per_epoch))
+        try:
+            while self.step < e.total_steps and not self._stopping():
+                launched = self._launch()
+                self.step += 1
+                self._collect(pending, meter)  # the step before: logging never waits for the one just launched
+                pending = launched
+                last = self.step == e.total_steps
+                validating = last or self.step % validate_every == 0
+                if validating or self.step % save_every == 0:
+                    self._collect(pending, meter)
+                    pending = None
+                    self._save(self._validate() if validating else None)
+                    meter.pause()
+            self._collect(pending, meter)
+            self._save(None)
+            self.checkpoints.wait()
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+        if self.step < e.total_steps:
+            self.report.say(f"stopped by SIGTERM at step {self.step}, saved; the same command resumes")
+        return self.step >= e.total_steps
+
+    def _launch(self) -> tuple[int, float, float, Any]:
+        """Dispatches one step; does not wait for it."""
+        e = self.experiment
+        batch = next(self.batches)
+        batch = {name: batch[name] for name in ("image", "label", "index")}
+        rate, strength = e.learning_rate(self.step), e.strength(self.step)
+        placed = parallel.global_batch(e.mesh, batch)
+        self.state, metrics = self.compiled(self.state, placed, np.float32(rate), np.float32(strength))
+        return self.step + 1, rate, strength, metrics
+
+    def _collect(self, launched: tuple[int, float, float, Any] | None, meter: "Meter") -> None:
+        """Fetches a step's metrics, guards against non-finite ones, reports every so often."""
+        if launched is None:
+            return
+        number, rate, strength, metrics = launched
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not metrics.pop("finite"):
+            self.checkpoints.wait()
+            good = self.checkpoints.latest()
+            where = (
+                f"the last good checkpoint is {self.checkpoints.directory / str(good)}"
+                if good
+                else "none was saved yet"
+            )
+            raise NonFiniteError(f"step {number}: loss {metrics['loss']} is not finite; {where}")
+        meter.add(metrics)
+        if number % self.config.training.log_every_steps == 0 or number == self.experiment.total_steps:
+            epoch = number / self.experiment.steps_per_epoch
+            figures = meter.read() | {"epsilon": strength * self.config.attack.epsilon, "learning_rate": rate}
+            if self.config.objective.name == "standard":
+                figures.pop("robust_accuracy", None)
+            if self.config.objective.name == "adversarial":
+                figures.pop("clean_accuracy", None)
+            self.report.write("train", number, epoch, **figures)
+
+    def _validate(self) -> dict[str, float]:
+        """Measures clean and robust accuracy on the validation split, of the raw and of the averaged weights."""
+        e, c = self.experiment, self.config
+        figures = {}
+        for weights in ("raw", "ema") if c.optimizer.ema_decay else ("raw",):
+            logits_fn = models.logits_fn(e.module, self.state.variables(weights))
+            prefix = "ema_" if weights == "ema" else ""
+            for name, measurer in self.validators.items():
+                figures[prefix + name] = measurer.measure(logits_fn, evaluation_batches(e, "validation")).accuracy
+        self.report.write("validation", self.step, self.step / e.steps_per_epoch, **figures)
+        return figures
+
+    def _save(self, metrics: dict[str, float] | None) -> None:
+        self.checkpoints.save(self.step, self.state, self.batches.get_state(), metrics)
+
+    def _on_signal(self, *_: Any) -> None:
+        self.stop = True
+
+    def _stopping(self) -> bool:
+        """True when this process got SIGTERM; with several hosts, when all of them have agreed to stop at this step."""
+        if jax.process_count() > 1:
+            return self.checkpoints.manager.reached_preemption(self.step)
+        return self.stop
+
+    def close(self) -> None:
+        """Ends the display, flushes files, reports images that could not be read."""
+        bad = getattr(self.batches, "bad", ())
+        if bad:
+            self.report.say(f"{len(bad)} unreadable images were replaced; the first is {next(iter(bad))}")
+        self.report.close()
+        self.checkpoints.close()
+        closer = getattr(self.batches, "close", None)
+        if closer:
+            closer()
+
+
+def _validators(experiment: Experiment) -> dict[str, Measurer]:
+    c = experiment.config
+    attack = attacks.pgd(
+        norm=c.attack.norm,
+        epsilon=c.attack.epsilon,
+        step_size=c.attack.step_size,
+        steps=c.validation.steps,
+        restarts=c.validation.restarts,
+        keep="success",
+    )
+    mesh = experiment.mesh
+    return {"clean_accuracy": Measurer(None, mesh, c.seed), "robust_accuracy": Measurer(attack, mesh, c.seed)}
+
+
+def evaluation_batches(experiment: Experiment, split: str) -> Any:
+    """Padded, masked batches of a split for this host."""
+    c = experiment.config
+    return pipeline.evaluate(
+        getattr(experiment.dataset, split),
+        batch_size=c.evaluation.batch_size,
+        transforms=host.build(c.data.evaluation_transforms),
+        host_index=jax.process_index(),
+        host_count=jax.process_count(),
+        limit=(c.validation.examples or None) if split == "validation" else None,
+    )
+
+
+class Meter:
+    """Means since the last reading, with throughput; the first step's time is reported as the compile time."""
+
+    def __init__(self, batch_size: int):
+        self.batch_size, self.rows, self.clock = batch_size, [], time.perf_counter()
+        self.compile_seconds: float | None = None
+        self.compiled = False
+
+    def add(self, metrics: dict[str, float]) -> None:
+        """Takes one step's metrics."""
+        if not self.compiled:
+            self.compile_seconds, self.compiled = time.perf_counter() - self.clock, True
+            self.clock = time.perf_counter()
+        self.rows.append(metrics)
+
+    def pause(self) -> None:
+        """Restarts the clock after validation, so that its time is not counted as training's."""
+        self.clock = time.perf_counter()
+
+    def read(self) -> dict[str, float]:
+        """Returns the means and starts anew."""
+        means = {name: float(np.mean([row[name] for row in self.rows])) for name in self.rows[0]}
+        means["clean_accuracy"] = means.pop("clean_correct")
+        means["robust_accuracy"] = means.pop("robust_correct")
+        seconds = (time.perf_counter() - self.clock) / len(self.rows)
+        means |= {"step_seconds": seconds, "images_per_second": self.batch_size / max(seconds, 1e-9)}
+        if self.compile_seconds is not None:
+            means["compile_seconds"], self.compile_seconds = self.compile_seconds, None
+        self.rows, self.clock = [], time.perf_counter()
+        return means

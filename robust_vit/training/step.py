@@ -1,0 +1,161 @@
+"""One training step as a pure function of (state, batch, learning rate, strength).
+
+attack -> forward -> gradient -> update, with the batch's mean taken once, here. Under `jax.jit` over a sharded batch
+XLA inserts one all-reduce, of the gradients and the metrics together.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import Partial
+
+from robust_vit import randomness
+from robust_vit.training.state import TrainState, averaged
+from robust_vit.typing import Array, Attack, Forward, LogitsFn, Objective, Outcome
+
+Step = Callable[[TrainState, dict[str, Array], Array, Array], tuple[TrainState, dict[str, Array]]]
+
+
+def pixels(images: Array) -> Array:
+    """uint8 -> float32 in [0,1]; floats pass. On the device, so that a quarter of the bytes cross the host's link."""
+    return images.astype(jnp.float32) / 255.0 if jnp.issubdtype(images.dtype, jnp.integer) else images
+
+
+def training_forward(module: Any, params: Any, key: Array) -> Forward:
+    """Makes the pass that weights get gradients through; every call draws its own dropout and drop-path noise."""
+    calls = itertools.count()
+
+    def forward(images: Array, statistics: Any) -> tuple[Array, Any]:
+        noise = {"dropout": jax.random.fold_in(key, next(calls))}
+        if not statistics:
+            return module.apply({"params": params}, images, train=True, rngs=noise), statistics
+        variables = {"params": params, "batch_stats": statistics}
+        logits, updated = module.apply(variables, images, train=True, rngs=noise, mutable=["batch_stats"])
+        return logits, updated["batch_stats"]
+
+    return forward
+
+
+def _batch_normalised(module: Any, variables: Any, images: Array) -> Array:
+    """Training-mode BatchNorm without an update and without drop path: what the attack sees in mode "batch"."""
+    return module.apply(variables, images, train=True, mutable=["batch_stats"])[0]
+
+
+def adversary_view(module: Any, params: Any, statistics: Any, batch_norm: str) -> LogitsFn:
+    """Makes the LogitsFn that the attack differentiates.
+
+    Args:
+      module: the model.
+      params: its weights; no gradient reaches them.
+      statistics: BatchNorm's running averages, {} where there are none.
+      batch_norm: "running" normalises by the running averages, as evaluation does; "batch" by the batch at hand, which
+        is never recorded (Gowal et al. 2021, google-deepmind/deepmind-research adversarial_robustness).
+    """
+    params = jax.lax.stop_gradient(params)
+    if not statistics:
+        return Partial(module.apply, {"params": params})
+    variables = {"params": params, "batch_stats": statistics}
+    if batch_norm == "running":
+        return Partial(module.apply, variables)
+    return Partial(functools.partial(_batch_normalised, module.clone(drop_path=0.0)), variables)
+
+
+def _correct(logits: Array | None, labels: Array) -> Array:
+    return jnp.zeros(()) if logits is None else jnp.sum(jnp.argmax(logits, -1) == labels).astype(jnp.float32)
+
+
+def _loss(
+    params: Any, module: Any, stats: Any, objective: Objective, attack: Attack, batch: dict, strength: Array, mode: str
+):
+    forward = training_forward(module, params, batch["noise"])
+    adversary = adversary_view(module, params, stats, mode)
+    images = pixels(batch["image"])
+    outcome: Outcome = objective(forward, stats, adversary, attack, batch["keys"], images, batch["targets"], strength)
+    sums = {
+        "loss": jnp.sum(outcome.loss),
+        "clean_correct": _correct(outcome.clean_logits, batch["label"]),
+        "robust_correct": _correct(outcome.adversarial_logits, batch["label"]),
+    }
+    return jnp.mean(outcome.loss), (outcome.statistics, sums)
+
+
+def _gradients(loss: Callable[..., Any], params: Any, stats: Any, batch: dict, parts: int):
+    """Gradient of the mean loss, statistics and metric sums, the batch taken in `parts` one after the other."""
+    gradient = jax.grad(loss, has_aux=True)
+    if parts == 1:
+        grads, (stats, sums) = gradient(params, stats=stats, batch=batch)
+        return grads, stats, sums
+    noise = jax.random.split(batch["noise"], parts)
+    # [B] -> [B / parts, parts] -> [parts, B / parts]: every part keeps its examples on the devices that hold them
+    examples = {name: value for name, value in batch.items() if name != "noise"}
+    examples = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1), examples)
+
+    def accumulate(carry: Any, part: dict):
+        stats, total, sums = carry
+        grads, (stats, more) = gradient(params, stats=stats, batch=part)
+        return (stats, jax.tree.map(jnp.add, total, grads), jax.tree.map(jnp.add, sums, more)), None
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    start = (stats, zeros, dict.fromkeys(("loss", "clean_correct", "robust_correct"), jnp.zeros(())))
+    (stats, grads, sums), _ = jax.lax.scan(accumulate, start, examples | {"noise": noise})
+    return jax.tree.map(lambda g: g / parts, grads), stats, sums
+
+
+def make(
+    module: Any,
+    objective: Objective,
+    attack: Attack,
+    tx: optax.GradientTransformation,
+    *,
+    num_classes: int,
+    seed: int,
+    ema_decay: float = 0.0,
+    accumulation: int = 1,
+    batch_norm: str = "running",
+) -> Step:
+    """Makes the step.
+
+    Args:
+      module: the model.
+      objective: what is minimised.
+      attack: the training attack.
+      tx: an optimiser of `training.optimizer`.
+      num_classes: K.
+      seed: of the attack's and the model's randomness.
+      ema_decay: of the average of the weights; 0 for none.
+      accumulation: parts that the batch is processed in.
+      batch_norm: the attack's BatchNorm mode, see `adversary_view`.
+
+    Returns:
+      step(state, batch, learning_rate, strength) -> (state, metrics). A step whose loss or gradient is not finite
+      leaves the state as it was and says so in metrics["finite"].
+    """
+
+    def step(state: TrainState, batch: dict[str, Array], learning_rate: Array, strength: Array):
+        keys = randomness.example_keys(seed, batch["index"], randomness.TRAIN_ATTACK, state.step)
+        noise = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), randomness.MODEL), state.step)
+        targets = jax.nn.one_hot(batch["label"], num_classes)
+        batch = {"image": batch["image"], "label": batch["label"], "keys": keys, "targets": targets, "noise": noise}
+        loss = functools.partial(
+            _loss, module=module, objective=objective, attack=attack, strength=strength, mode=batch_norm
+        )
+        count = batch["label"].shape[0]
+        grads, stats, sums = _gradients(loss, state.params, state.batch_stats, batch, accumulation)
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
+        updates, optimizer = tx.update(grads, state.optimizer, state.params)
+        params = jax.tree.map(lambda w, u: w - learning_rate * u, state.params, updates)
+        average = state.average
+        if ema_decay:
+            average = averaged(average, {"params": params, "batch_stats": stats}, ema_decay, state.step)
+        new = TrainState(state.step + 1, params, stats, optimizer, average)
+        new = jax.tree.map(lambda fresh, old: jnp.where(finite, fresh, old), new, state)
+        metrics = {name: value / count for name, value in sums.items()}
+        return new, metrics | {"gradient_norm": norm, "finite": finite}
+
+    return step
