@@ -7,15 +7,15 @@ logits = models.logits_fn(model, variables)(images)  # [B,H,W,C] in [0,1] -> [B,
 logits, maps = models.capture(model, variables, images, ["attention"])
 ```
 
-To add a model: write `models/my_family.py` with a Flax module whose fields have defaults and include `num_classes`, `image_size`,
-`channels`, `mean`, `std`, `dtype`, `param_dtype`, `drop_path`, `remat` and `scan`; call `layers.record` for "attention", "tokens" and
-"features"; end the file with a dict `MODELS` from names to `functools.partial(MyFamily, field=value, ...)`; merge it below; and give
-it a row in `tests/models/tiny.py`. A method `validate(self)`, if there is one, is called by `build` and raises ValueError where the fields do
-not make a model. Name submodules as the PyTorch state dict does, and weights convert too (`torch_weights.py`).
+To add a model: write `models/my_family.py` with a Flax module whose fields have defaults and include `num_classes`,
+`image_size`, `channels`, `mean`, `std`, `dtype`, `param_dtype`, `drop_path`, `remat` and `scan`; call `layers.record`
+for "attention", "tokens" and "features"; end the file with a dict `MODELS` from names to `functools.partial(MyFamily,
+field=value, ...)`; merge it below; and give it a row in `tests/models/tiny.py`. A method `validate(self)`, if there is
+one, is called by `build` and raises ValueError where the fields do not make a model. Name submodules as the PyTorch
+state dict does, and weights convert too (`torch_weights.py`).
 """
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -24,6 +24,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from robust_vit.errors import check, lookup
 from robust_vit.models import layers, vit
 from robust_vit.typing import Array, LogitsFn, Variables
 
@@ -47,18 +48,16 @@ def build(name: str, **overrides: Any) -> nn.Module:
       **overrides: any field of the module (see the class: `models.MODELS[name].func`).
 
     Returns:
-      An unbound Flax module: module.apply(variables, images [B,H,W,C] in [0,1], train=False) -> logits [B,K], at least float32.
+      An unbound Flax module: module.apply(variables, images [B,H,W,C] in [0,1], train=False) -> logits [B,K], at least
+      float32.
 
     Raises:
       ValueError: unknown name or field (the nearest is suggested), or fields that do not make a model.
     """
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}{_nearest(name, MODELS)}; see robust_vit.models.names()")
-    factory = MODELS[name]
+    factory = lookup("model.name", name, MODELS)
     fields = [field.name for field in dataclasses.fields(factory.func) if field.name not in ("parent", "name")]
     for key in overrides:
-        if key not in fields:
-            raise ValueError(f"{name} has no field {key!r}{_nearest(key, fields)}; fields: {', '.join(fields)}")
+        lookup(f"field of model {name}", key, dict.fromkeys(fields))
     overrides = {key: tuple(value) if isinstance(value, list) else value for key, value in overrides.items()}
     module = factory(**overrides)
     _validate(module)
@@ -89,15 +88,15 @@ def image_shape(module: nn.Module) -> tuple[int, int, int]:
 def logits_fn(module: nn.Module, variables: Variables) -> LogitsFn:
     """Returns images -> logits in evaluation mode, as a pytree whose leaves are the weights.
 
-    Passed through `jax.jit`, the weights are arguments of the compiled program; equal modules with weights of equal shapes share
-    one compilation.
+    Passed through `jax.jit`, the weights are arguments of the compiled program; equal modules with weights of equal
+    shapes share one compilation.
     """
     return jax.tree_util.Partial(_Apply(module), variables)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Apply:
-    """`module.apply` that compares by the module's fields; bound methods compare by identity, and would be compiled anew."""
+    """`module.apply` that compares by the module's fields: bound methods compare by identity and would compile anew."""
 
     module: nn.Module
 
@@ -113,19 +112,19 @@ def capture(
     Args:
       module, variables: the model.
       images: [B,H,W,C] in [0,1].
-      names: any of "attention" (maps [B,A,Q,K] after the softmax), "tokens" (each block's output, [B,N,D] or [B,H,W,D]) and
-        "features" (input of the head, [B,D]).
+      names: any of "attention" (maps [B,A,Q,K] after the softmax), "tokens" (each block's output, [B,N,D] or [B,H,W,D])
+        and "features" (input of the head, [B,D]).
       **keywords: of the module's call (`train=True`, `rngs=...`).
 
     Returns:
-      logits [B,K] and {name: one array a block, in the order they run}; a list is empty where the family has no such value.
+      logits [B,K] and {name: one array a block, in the order they run}; a list is empty where the family has no such
+      value.
 
     Raises:
       ValueError: an unknown name.
     """
     for name in names:
-        if name not in CAPTURE_NAMES:
-            raise ValueError(f"capture name {name!r}: expected one of {', '.join(CAPTURE_NAMES)}")
+        lookup("capture name", name, dict.fromkeys(CAPTURE_NAMES))
     logits, state = module.apply(variables, images, mutable=[layers.CAPTURES], **keywords)
     found: dict[str, list[Array]] = {name: [] for name in names}
     for name, value, stacked in _walk(state.get(layers.CAPTURES, {}), ()):
@@ -147,25 +146,16 @@ def _walk(tree: Any, path: tuple[str, ...]):
 
 def _validate(module: nn.Module) -> None:
     size = module.image_size if isinstance(module.image_size, tuple) else (module.image_size,) * 2
-    if len(size) != 2 or any(not isinstance(side, int) or side < 1 for side in size):
-        raise ValueError(f"image_size={module.image_size!r}: expected a positive integer or (height, width)")
-    if module.num_classes < 1:
-        raise ValueError(f"num_classes={module.num_classes}: expected at least 1")
-    if not 0 <= module.drop_path < 1:
-        raise ValueError(f"drop_path={module.drop_path}: expected a rate in [0, 1)")
-    if len(module.mean) != len(module.std) or len(module.mean) not in (0, 1, module.channels):
-        raise ValueError(
-            f"mean={module.mean}, std={module.std}: expected both empty, or one value or {module.channels} values each"
-        )
-    if any(value <= 0 for value in module.std):
-        raise ValueError(f"std={module.std}: expected positive values")
+    sides = len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
+    check("image_size", module.image_size, sides, "a positive integer or (height, width)")
+    check("num_classes", module.num_classes, module.num_classes > 0, "at least 1")
+    check("drop_path", module.drop_path, 0 <= module.drop_path < 1, "a rate in [0, 1)")
+    channels = module.channels
+    check("mean", module.mean, len(module.mean) in (0, 1, channels), f"empty, one value or {channels} values")
+    check("std", module.std, len(module.std) == len(module.mean), f"as long as mean = {module.mean}")
+    check("std", module.std, all(value > 0 for value in module.std), "positive")
     for field in ("dtype", "param_dtype"):
-        if not jnp.issubdtype(getattr(module, field), jnp.floating):
-            raise ValueError(f"{field}={getattr(module, field)!r}: expected a floating-point type")
+        dtype = getattr(module, field)
+        check(field, dtype, jnp.issubdtype(dtype, jnp.floating), "a floating-point type")
     if hasattr(module, "validate"):
         module.validate()
-
-
-def _nearest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
-    return f", did you mean {close[0]!r}?" if close else ""

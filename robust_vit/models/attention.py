@@ -1,7 +1,7 @@
 """Multi-head self-attention, and the formulations it can be computed in.
 
-`attend` is shared by every family whose attention is softmax(q k^T / sqrt(d) + bias) v; talking heads (CaiT), cross-covariance
-(XCiT) and ReLU-linear attention (EfficientViT) live with their families.
+`attend` is shared by every family whose attention is softmax(q k^T / sqrt(d) + bias) v; talking heads (CaiT),
+cross-covariance (XCiT) and ReLU-linear attention (EfficientViT) live with their families.
 """
 
 from collections.abc import Callable
@@ -52,7 +52,8 @@ def _check_cudnn(q: Array, k: Array) -> None:
     odd = [n for n in (q.shape[2], k.shape[2]) if n % 2]
     if odd:
         raise ValueError(
-            f"attention='cudnn' needs an even number of tokens, got {odd[0]}: use pooling='mean' without a class token, 'einsum' or 'xla'"
+            f"attention='cudnn' needs an even number of tokens, got {odd[0]}: "
+            "use pooling='mean' without a class token, 'einsum' or 'xla'"
         )
 
 
@@ -99,7 +100,7 @@ def merge_heads(x: Array) -> Array:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with packed `qkv` (columns ordered (3, head, d)) and output `proj`: [B,N,D] -> [B,N,D]."""
+    """Multi-head self-attention, [B,N,D] -> [B,N,D]: packed `qkv` (columns ordered (3, head, d)), output `proj`."""
 
     heads: int
     qkv_bias: bool = True

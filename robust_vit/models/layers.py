@@ -1,10 +1,11 @@
 """The small parts that every architecture is made of, with the semantics of the PyTorch code whose weights we load.
 
-Parameter names are Flax's (`kernel`, `bias`, `scale`), module names mirror timm's state dict, so that conversion is mechanical.
+Parameter names are Flax's (`kernel`, `bias`, `scale`), module names mirror timm's state dict, so that conversion is
+mechanical.
 
-Precision: `dtype` is what products are computed in, `param_dtype` what parameters are stored in. Statistics, softmax and logits
-are computed in `wide(dtype)`, at least float32. Nothing is hard-coded to float32: with `dtype=param_dtype=float64` under
-`jax_enable_x64` a model runs in float64 throughout.
+Precision: `dtype` is what products are computed in, `param_dtype` what parameters are stored in. Statistics, softmax
+and logits are computed in `wide(dtype)`, at least float32. Nothing is hard-coded to float32: with
+`dtype=param_dtype=float64` under `jax_enable_x64` a model runs in float64 throughout.
 """
 
 from collections.abc import Callable, Sequence
@@ -61,7 +62,7 @@ def trunc_normal(std: float = 0.02) -> Callable[..., Array]:
 
 
 def torch_uniform(fan_in: int) -> Callable[..., Array]:
-    """PyTorch's default for the weight and the bias of convolutions and linear layers: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    """PyTorch's default for weights and biases of convolutions and linear layers: U(+-1/sqrt(fan_in))."""
     bound = fan_in**-0.5
 
     def init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
@@ -112,8 +113,8 @@ def normalize(images: Array, mean: Sequence[float], std: Sequence[float], dtype:
 class Dense(nn.Module):
     """y = x W + b over the last axis; kernel [in, out].
 
-    Leading axes are flattened to one before the product: XLA's CPU matrix product of [B,N,D] by [D,E] is up to 1.7x slower
-    than that of [B*N,D] by [D,E].
+    Leading axes are flattened to one before the product: XLA's CPU matrix product of [B,N,D] by [D,E] is up to 1.7x
+    slower than that of [B*N,D] by [D,E].
     """
 
     features: int
@@ -156,8 +157,8 @@ class Head(nn.Module):
 class Patchify(nn.Module):
     """A convolution whose stride is its kernel size, as reshape + matrix product (im2col): [B,H,W,C] -> [B,H/p,W/p,D].
 
-    The input gradient of the strided convolution is 10 to 15 times slower on XLA's CPU backend, and every attack lives on it.
-    The kernel keeps the convolution's shape [p,p,C,D], so weights convert as for any convolution.
+    The input gradient of the strided convolution is 10 to 15 times slower on XLA's CPU backend, and every attack lives
+    on it. The kernel keeps the convolution's shape [p,p,C,D], so weights convert as for any convolution.
     """
 
     features: int
@@ -185,9 +186,10 @@ class Patchify(nn.Module):
 
 
 class Conv(nn.Module):
-    """A square convolution with PyTorch's symmetric padding k//2 ('SAME' pads (0,1) at even sizes, which is another function).
+    """A square convolution with PyTorch's symmetric padding k//2.
 
-    kernel is HWIO [k, k, C/groups, features]; initialised as PyTorch does unless told otherwise.
+    'SAME' would pad (0,1) at even sizes, which is another function. The kernel is HWIO [k, k, C/groups, features],
+    initialised as PyTorch does unless told otherwise.
     """
 
     features: int
@@ -214,7 +216,7 @@ class Conv(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Normalises the last axis; two-pass variance (the one-pass form loses 1e-6 parity). timm uses 1e-6 in ViTs, 1e-5 in Swin."""
+    """Normalises the last axis, with a two-pass variance (the one-pass form loses 1e-6 parity)."""
 
     epsilon: float = 1e-6
     dtype: Any = jnp.float32
@@ -299,7 +301,7 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drops a residual branch per sample with probability `rate`, and scales what is kept by 1/(1-rate)."""
+    """Stochastic depth: drops a residual branch per sample, and scales what is kept by 1/(1-rate)."""
 
     @nn.compact
     def __call__(self, x: Array, rate: float | Array | None, train: bool) -> Array:

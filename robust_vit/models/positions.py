@@ -53,7 +53,7 @@ def fourier(height: int, width: int, hidden: int = 32, temperature: float = 1000
 
 
 class FourierPositions(nn.Module):
-    """`fourier` positions mixed by a learned 1x1 convolution: (h, w) -> [1,h,w,D]. They fit any grid without resampling."""
+    """`fourier` positions mixed by a learned 1x1 convolution: (h, w) -> [1,h,w,D]. They fit any grid as they are."""
 
     features: int
     hidden: int = 32
@@ -71,8 +71,8 @@ class FourierPositions(nn.Module):
 def relative_index(grid: tuple[int, int], prefix: int = 0) -> np.ndarray:
     """Which row of the relative-bias table belongs to a pair of tokens.
 
-    Row (dh + h - 1) (2w - 1) + (dw + w - 1) for d = query - key, row-major tokens. Prefix tokens (class, distillation) have no
-    place, so three more rows follow: prefix to patch, patch to prefix, prefix to prefix (as in BEiT).
+    Row (dh + h - 1) (2w - 1) + (dw + w - 1) for d = query - key, row-major tokens. Prefix tokens (class, distillation)
+    have no place, so three more rows follow: prefix to patch, patch to prefix, prefix to prefix (as in BEiT).
 
     Args:
       grid: (h, w) tokens.
@@ -127,8 +127,8 @@ def bicubic_matrix(old: int, new: int, antialias: bool) -> np.ndarray:
     """One-dimensional bicubic interpolation as a matrix [new, old], equal to torch's `interpolate(mode="bicubic")`.
 
     torch uses a = -0.75 without antialiasing, and a = -0.5 with a kernel stretched by the shrinking factor with it
-    (`jax.image.resize` has a = -0.5 only). Corners are not aligned; the border is repeated without antialiasing, and the
-    kernel renormalised with it.
+    (`jax.image.resize` has a = -0.5 only). Corners are not aligned; the border is repeated without antialiasing, and
+    the kernel renormalised with it.
     """
     scale = old / new
     matrix = np.zeros((new, old))

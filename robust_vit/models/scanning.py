@@ -1,7 +1,8 @@
 """Running a stack of equal blocks, unrolled or scanned, and turning the parameters of one form into the other.
 
-Unrolled, every block has its own subtree (`blocks_0`, `blocks_1`, ...), as in timm's state dict. Scanned, one subtree `blocks` holds
-all of them with a leading layer axis, and the program contains one block: compile time does not grow with depth.
+Unrolled, every block has its own subtree (`blocks_0`, `blocks_1`, ...), as in timm's state dict. Scanned, one subtree
+`blocks` holds all of them with a leading layer axis, and the program contains one block: compile time does not grow
+with depth.
 """
 
 import re
@@ -67,7 +68,7 @@ def apply_blocks(
 
 
 def stack(variables: Variables, names: Sequence[str] = ("blocks",)) -> Variables:
-    """Unrolled -> scanned: `blocks_0`, `blocks_1`, ... become one subtree `blocks` with a leading layer axis, at any depth of the tree.
+    """Unrolled -> scanned: `blocks_0`, `blocks_1`, ... become one subtree `blocks`, at any depth of the tree.
 
     Args:
       variables: nested dicts of arrays (params, batch_stats, optimizer moments, ...); not changed.

@@ -1,10 +1,11 @@
 """ViT and DeiT: plain transformers on patches.
 
 Names and weights are timm's. Beside the published sizes, `vit` and `deit` take free dimensions:
-`models.build("vit", depth=4, width=64, heads=4, patch_size=2, image_size=8, channels=1, num_classes=10, pooling="mean")`.
+`models.build("vit", depth=4, width=64, heads=4, patch_size=2, image_size=8, channels=1, num_classes=10,
+pooling="mean")`.
 
-References: Dosovitskiy et al., An Image is Worth 16x16 Words, 2021; Touvron et al., Training data-efficient image transformers, 2021;
-ConvStem: Singh et al., Revisiting Adversarial Training for ImageNet, 2023.
+References: Dosovitskiy et al., An Image is Worth 16x16 Words, 2021; Touvron et al., Training data-efficient image
+transformers, 2021; ConvStem: Singh et al., Revisiting Adversarial Training for ImageNet, 2023.
 """
 
 import functools
@@ -13,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from robust_vit.errors import check, lookup
 from robust_vit.models import attention, layers, positions, scanning
 from robust_vit.typing import Array
 
@@ -152,22 +154,18 @@ class ViT(nn.Module):
     @nn.nowrap
     def validate(self) -> None:
         """Raises ValueError, in one line, where the fields do not make a model."""
-        for field, allowed in (("pooling", POOLINGS), ("positions", POSITIONS), ("stem", STEMS)):
-            if getattr(self, field) not in allowed:
-                raise ValueError(f"{field}={getattr(self, field)!r}: expected one of {', '.join(allowed)}")
-        if self.attention not in attention.IMPLEMENTATIONS:
-            raise ValueError(f"attention={self.attention!r}: expected one of {', '.join(attention.IMPLEMENTATIONS)}")
-        if self.width % self.heads:
-            raise ValueError(f"width={self.width} is not divisible by heads={self.heads}")
+        lookup("pooling", self.pooling, dict.fromkeys(POOLINGS))
+        lookup("positions", self.positions, dict.fromkeys(POSITIONS))
+        lookup("stem", self.stem, dict.fromkeys(STEMS))
+        lookup("attention", self.attention, attention.IMPLEMENTATIONS)
+        check("width", self.width, self.width % self.heads == 0, f"divisible by heads = {self.heads}")
         size = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,) * 2
-        if any(side % self.patch_size for side in size):
-            raise ValueError(f"patch_size={self.patch_size} does not divide image_size={self.image_size}")
-        if self.stem == "conv" and self.patch_size != 16:
-            raise ValueError(f"patch_size={self.patch_size}: stem='conv' has patch size 16")
-        if self.pooling == "token" and self.class_token is False:
-            raise ValueError("class_token=False: pooling='token' needs the class token; use pooling='mean'")
-        if self.distilled and (self.pooling != "token"):
-            raise ValueError(f"distilled=True needs pooling='token', got {self.pooling!r}")
+        divides = self.patch_size > 0 and not any(side % self.patch_size for side in size)
+        check("patch_size", self.patch_size, divides, f"a divisor of image_size = {self.image_size}")
+        check("patch_size", self.patch_size, self.stem == "patch" or self.patch_size == 16, "16 with stem = 'conv'")
+        token = self.pooling == "token"
+        check("class_token", self.class_token, not token or self.class_token is not False, "True for pooling = 'token'")
+        check("distilled", self.distilled, token or not self.distilled, "False unless pooling = 'token'")
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
