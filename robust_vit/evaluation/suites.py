@@ -1,0 +1,220 @@
+"""Named suites of measurements: one dict from name to function, each a function of a `Context` that returns a dict.
+
+A suite's result holds "accuracy", "interval" and "examples" where it has one figure, the threat model in the words
+`norm`, `epsilon`, `steps`, `restarts`, `step_size`, and whatever else it wants to tell, as JSON. A new suite is a
+function and a line in `SUITES`; a table of its own is a function and a line in `report.DETAILS`.
+"""
+
+import dataclasses
+import pathlib
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from robust_vit import attacks, errors, parallel
+from robust_vit.evaluation import fingerprint, report
+from robust_vit.evaluation.measure import Batch, Measurement, Measurer
+from robust_vit.typing import LogitsFn, Variables
+
+# Multiples of epsilon that the sweep visits. It has to end where no model stands: a robustness that survives an epsilon
+# which can turn any image into any other is an artefact of the attack.
+SWEEP = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
+SWEEP_STEPS = 20
+
+
+@dataclasses.dataclass
+class Context:
+    """What suites measure, and how.
+
+    Attributes:
+      logits_fn: the classifier, a pytree that carries its weights.
+      batches: gives the whole split anew at each call, as this host's slices of masked batches.
+      norm: "linf", "l2" or "l1".
+      epsilon: radius of the ball, a fraction of the [0,1] pixel range.
+      steps: of PGD.
+      restarts: of PGD.
+      step_size: of PGD; None takes 2.5 epsilon / steps (Madry et al.), so that the walk can cross the ball.
+      seed: of the attacks' random starts.
+      mesh: devices; all by default.
+      module, variables: the model behind `logits_fn`, where there is one.
+      workdir: where a suite may keep files of its own (ledgers, images); None keeps nothing.
+      class_names: for tables and pictures.
+      options: what single suites take besides; each documents its own, and an unknown one is an error at the command.
+      say: takes one line of progress.
+    """
+
+    logits_fn: LogitsFn
+    batches: Callable[[], Iterable[Batch]]
+    norm: str
+    epsilon: float
+    steps: int = 50
+    restarts: int = 5
+    step_size: float | None = None
+    seed: int = 0
+    mesh: Mesh | None = None
+    module: Any = None
+    variables: Variables | None = None
+    workdir: pathlib.Path | None = None
+    class_names: Sequence[str] | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    say: Callable[[str], None] = lambda line: None
+
+    def step_size_for(self, epsilon: float, steps: int) -> float:
+        """The step size of a PGD of so many steps in a ball of so large a radius."""
+        scale = epsilon / self.epsilon if self.epsilon else 1.0
+        return 2.5 * epsilon / steps if self.step_size is None else self.step_size * scale
+
+    def measurer(self, attack: Any = None) -> Measurer:
+        """A Measurer on this context's devices and seed."""
+        return Measurer(attack, self.mesh, self.seed)
+
+
+def clean(context: Context) -> dict[str, Any]:
+    """Accuracy without an adversary."""
+    return context.measurer().measure(context.logits_fn, context.batches()).to_dict()
+
+
+def fgsm(context: Context) -> dict[str, Any]:
+    """Accuracy after one full step from the image itself: weak, and told beside PGD because a large gap says much."""
+    settings = {"norm": context.norm, "epsilon": context.epsilon}
+    return _under(context, attacks.fgsm(**settings)) | settings
+
+
+def pgd(context: Context) -> dict[str, Any]:
+    """Accuracy under PGD with random starts: an example stands only if it stands every restart."""
+    settings = {
+        "norm": context.norm,
+        "epsilon": context.epsilon,
+        "steps": context.steps,
+        "restarts": context.restarts,
+        "step_size": context.step_size_for(context.epsilon, context.steps),
+    }
+    return _under(context, attacks.pgd(**settings, keep="success")) | settings
+
+
+def sweep(context: Context) -> dict[str, Any]:
+    """Accuracy against epsilon from 0 to four times the threat model's, with one compiled PGD of traced strength.
+
+    Options: `sweep_steps`, `sweep_epsilons` (a sequence of radii).
+    """
+    steps = int(context.options.get("sweep_steps", SWEEP_STEPS))
+    # No Linf ball is larger than the whole box; the other norms have no such bound.
+    cap = 1.0 if context.norm == "linf" else float("inf")
+    default = sorted({min(multiple * context.epsilon, cap) for multiple in SWEEP})
+    epsilons = [float(e) for e in context.options.get("sweep_epsilons", default)]
+    largest = max(epsilons)
+    errors.check("sweep_epsilons", epsilons, min(epsilons) >= 0 and largest > 0, "at least 0, and one of them above 0")
+    settings = {"norm": context.norm, "epsilon": largest, "steps": steps, "restarts": 1}
+    settings["step_size"] = context.step_size_for(largest, steps) if context.step_size is None else context.step_size
+    measurer = context.measurer(attacks.pgd(**settings, keep="success"))
+    measured = measurer.sweep(context.logits_fn, context.batches(), [e / largest for e in epsilons])
+    curve = [{"epsilon": e, **_point(m)} for e, m in zip(epsilons, measured)]
+    return settings | {"epsilons": epsilons, "curve": curve, "reaches_zero": measured[-1].correct == 0}
+
+
+# The suites by name. Others import their function and add one line.
+SUITES: dict[str, Callable[[Context], dict[str, Any]]] = {
+    "clean": clean,
+    "fgsm": fgsm,
+    "pgd": pgd,
+    "sweep": sweep,
+}
+
+
+def parse(names: str | Iterable[str]) -> list[str]:
+    """Reads `clean,fgsm,pgd` (or a list), checks every name and drops repeats.
+
+    Raises:
+      ValueError: for an unknown or an empty name, with the nearest known one.
+    """
+    names = names.split(",") if isinstance(names, str) else list(names)
+    names = list(dict.fromkeys(name.strip() for name in names))
+    for name in names:
+        errors.lookup("suite", name, SUITES)
+    return names
+
+
+def run_suites(
+    names: str | Iterable[str], context: Context, done: Callable[[str, dict[str, Any]], None] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Runs suites in the order given.
+
+    Args:
+      names: of `SUITES`, as a comma-separated string or a list; all are checked before the first runs.
+      context: what to measure.
+      done: called with each suite's name and entry as soon as it is known, so that a kill loses one suite at most.
+
+    Returns:
+      {name: entry}; each entry also says under "measured" when, how long, by which command and on what it ran.
+    """
+    results: dict[str, dict[str, Any]] = {}
+    for name in parse(names):
+        start = time.perf_counter()
+        entry = SUITES[name](context)
+        seconds = time.perf_counter() - start
+        results[name] = entry | {"seed": context.seed, "measured": report.stamp(seconds)}
+        if done is not None:
+            done(name, results[name])
+    return results
+
+
+def evaluate(
+    names: str | Iterable[str],
+    context: Context,
+    path: str | pathlib.Path | None,
+    *,
+    split: str = "test",
+    step: int | None = None,
+    **weights: Any,
+) -> dict[str, Any]:
+    """Runs suites and keeps a result file up to date after each.
+
+    Args:
+      names: of `SUITES`.
+      context: what to measure.
+      path: of result.json, read before anything is compiled and merged with; None keeps no file.
+      split: which examples these are; part of the result's identity.
+      step: training step of the weights.
+      **weights: more to say about the weights ("raw" or "ema", their folder).
+
+    Returns:
+      The content of result.json: see `report`.
+    """
+    names = parse(names)
+    known = report.read(path) if path else {}
+    first = next(iter(context.batches()))
+    hashed = identify(context.logits_fn, first["image"].shape[1:])
+    head = {"weights": {"step": step, "hash": hashed, **weights}, "split": split, **report.environment()}
+
+    def keep(name: str, entry: dict[str, Any]) -> None:
+        nonlocal known
+        known = report.merge(report.read(path) if path else known, head | {name: entry})
+        if path and parallel.is_main():
+            report.write(path, known)
+
+    run_suites(names, context, keep)
+    return known
+
+
+def identify(logits_fn: LogitsFn, image_shape: Sequence[int]) -> str:
+    """The hash of a classifier's weights, also of those that a plain function holds as constants."""
+    hashed = fingerprint.weights(logits_fn)
+    if hashed != "closure":
+        return hashed
+    traced = jax.make_jaxpr(logits_fn)(jax.ShapeDtypeStruct((1, *image_shape), "float32"))
+    program = re.sub(r" at 0x[0-9a-f]+", "", str(traced.jaxpr))  # addresses differ from process to process
+    return fingerprint.weights([*traced.consts, np.frombuffer(program.encode(), np.uint8)])
+
+
+def _under(context: Context, attack: Any) -> dict[str, Any]:
+    return context.measurer(attack).measure(context.logits_fn, context.batches()).to_dict()
+
+
+def _point(measured: Measurement) -> dict[str, Any]:
+    keep = ("accuracy", "interval", "examples", "correct", "nonfinite")
+    return {k: v for k, v in measured.to_dict().items() if k in keep}
