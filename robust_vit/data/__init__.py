@@ -1,11 +1,12 @@
-"""From files to batches: sources of examples, per-image transforms on the host, and the pipeline that orders, shares out and resumes.
+"""From files to batches: sources of examples, transforms of images, and the pipeline that orders, shares and resumes.
 
     dataset = data.build("digits")
     batches = data.pipeline.train(dataset.train, batch_size=128, seed=0)
     batch = next(batches)  # {"image": uint8 [B,H,W,C], "label": int32 [B], "index": int32 [B], "mask": bool [B]}
 
-`sources` names the data sets, `splits` decides who is train, validation and test, `host` crops and flips, `pipeline` makes the batches. `mixing` (MixUp,
-CutMix, random erasing) runs on the device and is imported by name, so that loading processes need not import JAX for it.
+`sources` names the data sets, `splits` decides who is train, validation and test, `host` crops and flips, `pipeline`
+makes the batches. `mixing` (MixUp, CutMix, random erasing) runs on the device and is imported by name, so that
+loading processes need not import JAX for it.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ __all__ = ["Dataset", "build", "evaluate", "host", "names", "pipeline", "sources
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """The three splits of a data set, opened when first asked for, and the transforms that make their images equal in shape.
+    """The splits of a data set, opened when first asked for, and the transforms that make their images equal in shape.
 
     Attributes:
       name: of the source.
@@ -76,8 +77,8 @@ def build(
 
     Args:
       name: digits, synthetic, tfds, huggingface, folder or npz.
-      train_transforms, evaluation_transforms: names as `host.build` takes them, such as ["random_resized_crop(224)", "flip"] and
-        ["resize_centre_crop(224)"]; none for images that are stored in the size wanted.
+      train_transforms, evaluation_transforms: names as `host.build` takes them, such as ["random_resized_crop(224)",
+        "flip"] and ["resize_centre_crop(224)"]; none for images that are stored in the size wanted.
       **options: of the source, such as `path="/data/imagenet"`, `validation_examples=10000`.
 
     Raises:

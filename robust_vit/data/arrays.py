@@ -40,11 +40,13 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def digits(split: str) -> Source:
-    """Opens the UCI handwritten digits that ship inside scikit-learn: 1797 real images of 8x8x1, ten classes, no network.
+    """Opens the UCI handwritten digits that ship in scikit-learn: 1797 real images of 8x8x1, ten classes, no network.
 
-    The split is fixed and stratified: 360 test, 180 validation, 1257 train. Each class gives test and validation its share by largest remainder;
-    within a class the images, ordered by the SplitMix64 hash of their number in `load_digits`, go first to test, then to validation, then to train.
-    No random generator is involved, so the split is the same everywhere and for ever. Grey level v of 0..16 becomes round(v * 255 / 16).
+    The split is fixed and stratified: 360 test, 180 validation, 1257 train. Each class gives test and validation its
+      share by largest remainder;
+    within a class the images, ordered by the SplitMix64 hash of their number in `load_digits`, go first to test, then
+    to validation, then to train. No random generator is involved, so the split is the same everywhere and for ever.
+    Grey level v of 0..16 becomes round(v * 255 / 16).
 
     Args:
       split: "train", "validation" or "test".
@@ -56,9 +58,10 @@ def digits(split: str) -> Source:
 
 
 def npz(split: str, *, path: str, image_key: str = "image", label_key: str = "label", **parts: Any) -> Source:
-    """Opens `train.npz`, `validation.npz`, `test.npz` (those there are) in a folder; the images are mapped, never read whole.
+    """Opens `train.npz`, `validation.npz`, `test.npz` (those there are) in a folder; images are mapped, not read whole.
 
-    Written with `np.savez(folder / "train.npz", image=images, label=labels)`: uint8 [n,H,W,C] or [n,H,W] and integers [n], not compressed.
+    Written with `np.savez(folder / "train.npz", image=images, label=labels)`, uncompressed: uint8 [n,H,W,C] or [n,H,W],
+    and integers [n].
 
     Args:
       split: "train", "validation" or "test".
@@ -67,7 +70,7 @@ def npz(split: str, *, path: str, image_key: str = "image", label_key: str = "la
       **parts: see `robust_vit.data.splits.open_split`.
     """
     folder = pathlib.Path(path)
-    check("data.path", path, folder.is_dir(), "a folder with train.npz, ...")
+    check("data.options.path", path, folder.is_dir(), "a folder with train.npz, ...")
     stored = sorted(file.stem for file in folder.glob("*.npz"))
     return splits.open_split(
         split, stored, lambda part: MappedSource(folder / f"{part}.npz", image_key, label_key), **parts
@@ -105,7 +108,8 @@ def mapped(path: pathlib.Path, key: str) -> np.ndarray:
         stored = entry.compress_type == zipfile.ZIP_STORED
         check(str(path), "compressed", stored, "uncompressed to be mapped: write it with np.savez")
     with open(path, "rb") as file:
-        # A zip member starts with a 30-byte local header, then its name and an extra field whose lengths stand at bytes 26 and 28.
+        # A zip member starts with a 30-byte local header, then its name and an extra field whose lengths stand at bytes
+        # 26 and 28.
         file.seek(entry.header_offset + 26)
         lengths = np.frombuffer(file.read(4), "<u2")
         file.seek(entry.header_offset + 30 + int(lengths.sum()))

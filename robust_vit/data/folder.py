@@ -16,7 +16,8 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff",
 def folder(split: str, *, path: str, **parts: Any) -> Source:
     """Opens a folder of `train/`, `val/`, `test/` (those there are), each with one sub-folder of images a class.
 
-    Classes are the sub-folders of `train/` in sorted order, whatever part is opened, so that a label means the same class in every part.
+    Classes are the sub-folders of `train/` in sorted order, whatever part is opened, so that a label means the same
+    class in every part.
 
     Args:
       split: "train", "validation" or "test".
@@ -24,7 +25,7 @@ def folder(split: str, *, path: str, **parts: Any) -> Source:
       **parts: see `robust_vit.data.splits.open_split`.
     """
     root = pathlib.Path(path)
-    check("data.path", path, root.is_dir(), "a folder with train/, val/ or test/")
+    check("data.options.path", path, root.is_dir(), "a folder with train/, val/ or test/")
     stored = [entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")]
     training = parts.get("train_split") or next((name for name in splits.ALIASES["train"] if name in stored), None)
     return splits.open_split(

@@ -1,7 +1,8 @@
 """Per-image transforms on the host: decode, crop, flip, resize; uint8 in, uint8 out.
 
-A transform is a small picklable callable (image, rng) -> image. An image is a uint8 array [H,W,C] or a PIL image: encoded files stay PIL until the
-end, so that a JPEG is decoded no larger than the crop needs (`draft`), and resizing is Pillow's, which published accuracies were measured with.
+A transform is a small picklable callable (image, rng) -> image. An image is a uint8 array [H,W,C] or a PIL image:
+encoded files stay PIL until the end, so that a JPEG is decoded no larger than the crop needs (`draft`), and resizing
+is Pillow's, which published accuracies were measured with.
 """
 
 import ast
@@ -84,8 +85,8 @@ def size_of(image: HostImage) -> tuple[int, int]:
 def resized_crop(image: HostImage, box: tuple[int, int, int, int], size: int, interpolation: str) -> HostImage:
     """Cuts `box` (top, left, height, width) and resizes it to size x size.
 
-    A JPEG is first decoded at the largest of 1/1, 1/2, 1/4, 1/8 that still has `size` pixels in the box: the result differs from a full decode by
-    rounding only, and large photographs cost a fraction.
+    A JPEG is first decoded at the largest of 1/1, 1/2, 1/4, 1/8 that still has `size` pixels in the box: the result
+    differs from a full decode by rounding only, and large photographs cost a fraction.
     """
     pil = as_pil(image)
     top, left, height, width = box
@@ -109,7 +110,7 @@ def crop(image: HostImage, top: int, left: int, height: int, width: int) -> Host
 
 @dataclasses.dataclass(frozen=True)
 class RandomResizedCrop:
-    """A box of random area and aspect, resized to size x size (Szegedy et al. 2015; torchvision's `RandomResizedCrop`, step for step).
+    """A box of random area and aspect, resized to size x size (Szegedy et al. 2015; as in torchvision).
 
     Attributes:
       size: output height and width.
@@ -132,7 +133,7 @@ class RandomResizedCrop:
         return resized_crop(image, self.box(*size_of(image), rng), self.size, self.interpolation)
 
     def box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-        """Draws (top, left, height, width); after ten boxes that do not fit, the largest centred one of allowed aspect."""
+        """Draws (top, left, height, width); after ten that do not fit, the largest centred box of allowed aspect."""
         for _ in range(10):
             area = height * width * rng.uniform(*self.scale)
             ratio = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
@@ -146,7 +147,7 @@ class RandomResizedCrop:
 
 @dataclasses.dataclass(frozen=True)
 class RandomCrop:
-    """Pads every side by `padding` zeros (or mirrored pixels) and cuts size x size at a random place: the CIFAR augmentation."""
+    """Pads every side by `padding` zeros (or mirrored pixels) and cuts size x size at random, as for CIFAR."""
 
     size: int
     padding: int = 0
@@ -178,10 +179,10 @@ class Flip:
 
 @dataclasses.dataclass(frozen=True)
 class ResizeCentreCrop:
-    """Resizes the shorter side to floor(size / crop_fraction) and cuts the central size x size: the ImageNet evaluation transform.
+    """Resizes the shorter side to floor(size / crop_fraction) and cuts the central size x size: for evaluation.
 
-    crop_fraction 0.875 at size 224 is RobustBench's Resize(256) + CenterCrop(224), pixel for pixel with torchvision on PIL images; 1.0 only resizes
-    and cuts. The JPEG is decoded in full, as published evaluations do.
+    crop_fraction 0.875 at size 224 is RobustBench's Resize(256) + CenterCrop(224), pixel for pixel with torchvision
+    on PIL images; 1.0 only resizes and cuts. The JPEG is decoded in full, as published evaluations do.
     """
 
     size: int
@@ -257,7 +258,8 @@ def build(specifications: Sequence[str | Transform]) -> tuple[Transform, ...]:
     """Makes transforms from their names.
 
     Args:
-      specifications: each "flip", or with arguments as in Python "random_crop(size=32, padding=4)", or a transform itself.
+      specifications: each "flip", or with arguments as in Python "random_crop(size=32, padding=4)", or a transform
+        itself.
 
     Raises:
       ValueError: unknown name or argument.

@@ -1,4 +1,7 @@
-"""Hugging Face `datasets`: a folder written by `save_to_disk`, parquet files, or a name on the hub. Needs the extra `robust-vit[huggingface]`."""
+"""Hugging Face `datasets`: a folder written by `save_to_disk`, parquet files, or a name on the hub.
+
+Needs the extra `robust-vit[huggingface]`.
+"""
 
 import pathlib
 from typing import Any
@@ -27,8 +30,9 @@ def huggingface(
 
     Args:
       split: "train", "validation" or "test".
-      path: a folder written by `save_to_disk`; a folder with parquet files named after their parts (`train-00000-of-00001.parquet`), or one parquet
-        file (which is the training part); or a name on the hub ("ILSVRC/imagenet-1k").
+      path: a folder written by `save_to_disk`; a folder with parquet files named after their parts
+        (`train-00000-of-00001.parquet`), or one parquet file (which is the training part); or a name on the hub
+        ("ILSVRC/imagenet-1k").
       configuration, revision: of a set on the hub.
       image_key, label_key: columns; default the first of image, img and of label, labels, fine_label that there is.
       cache_dir: where `datasets` keeps what it converted or downloaded.
@@ -72,8 +76,8 @@ class HuggingfaceSource:
     def __init__(self, table: Any, name: str, image_key: str | None, label_key: str | None):
         import datasets
 
-        self.image_key = _column("data.image_key", image_key, IMAGE_KEYS, table.column_names)
-        self.label_key = _column("data.label_key", label_key, LABEL_KEYS, table.column_names)
+        self.image_key = _column("data.options.image_key", image_key, IMAGE_KEYS, table.column_names)
+        self.label_key = _column("data.options.label_key", label_key, LABEL_KEYS, table.column_names)
         table = table.select_columns([self.image_key, self.label_key])
         if isinstance(table.features[self.image_key], datasets.Image):
             table = table.cast_column(self.image_key, datasets.Image(decode=False))

@@ -1,13 +1,15 @@
-"""Sources to batches. The only file that knows Grain: it carries the global order, the read-ahead and the worker processes.
+"""Sources to batches. The only file that knows Grain, which gives the global order, the read-ahead and the processes.
 
-The order is one endless sequence: position p = epoch * len(source) + place in that epoch's shuffle. Global batch k holds the positions
-[k B, (k+1) B); host h of n takes the h-th n-th of those rows; augmentation draws from a generator keyed by (seed, p). So the batches are the same for
-any number of hosts, threads and worker processes, and the whole state of the iterator is one number: how many batches were taken.
+The order is one endless sequence: position p = epoch * len(source) + place in that epoch's shuffle. Global batch k
+holds the positions [k B, (k+1) B); host h of n takes the h-th n-th of those rows; augmentation draws from a generator
+keyed by (seed, p). So the batches are the same for
+any number of hosts, threads and worker processes, and the whole state of the iterator is one number: how many batches
+were taken.
 
-A batch is a dict of NumPy arrays: image uint8 [B,H,W,C], label int32 [B], index int32 [B] (place in the source), mask bool [B].
+A batch is a dict of NumPy arrays: image uint8 [B,H,W,C], label int32 [B], index int32 [B] (place in the source), mask
+bool [B].
 """
 
-import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,159 +19,18 @@ import numpy as np
 from absl import flags
 
 from robust_vit.data import host, splits
+from robust_vit.data.loading import BadImages, Batch, EvaluationBatch, Loader, TrainBatch, image_shape
 from robust_vit.errors import check
 from robust_vit.typing import Source
 
-Batch = dict[str, np.ndarray]
 ENDLESS = 2**40  # batches
-ATTEMPTS = 100  # successors tried in place of a bad image before giving up: so many in a row mean a broken disk
-
-
-@dataclasses.dataclass
-class BadImages:
-    """What was skipped: `names` of the bad files in order of discovery, and how often one was met (`count`; an epoch meets each once)."""
-
-    names: list[str] = dataclasses.field(default_factory=list)
-    count: int = 0
-
-    def add(self, name: str) -> None:
-        self.count += 1
-        if name not in self.names:
-            self.names.append(name)
-
-    def __str__(self) -> str:
-        shown = ", ".join(self.names[:5]) + (", ..." if len(self.names) > 5 else "")
-        return f"{len(self.names)} bad images: {shown}" if self.names else "no bad images"
-
-
-@dataclasses.dataclass(frozen=True)
-class Loader:
-    """Example by index: read, decode, transform, check."""
-
-    source: Source
-    transforms: tuple[host.Transform, ...]
-
-    def __call__(self, index: int, rng: np.random.Generator | None) -> tuple[np.ndarray, int]:
-        """Returns (image uint8 [H,W,C], label).
-
-        Raises:
-          BadImage: damaged or no image, with the file's name.
-        """
-        example = self.source[index]
-        image, channels = example["image"], getattr(self.source, "channels", 3)
-        try:
-            image = host.decode(image, channels) if isinstance(image, bytes) else image
-            for transform in self.transforms:
-                image = transform(image, rng)
-            three = isinstance(image, host.Image.Image) and image.mode == "RGB"
-            image = host.as_array(image, 3 if three else channels)
-        except host.BadImage as error:
-            raise host.BadImage(f"{splits.identify(self.source, index)}: bad image ({error})") from error
-        label = example["label"]
-        if not 0 <= label < self.source.num_classes:
-            allowed = f"in [0, {self.source.num_classes})"
-            raise ValueError(f"label of {splits.identify(self.source, index)} = {label}: must be {allowed}")
-        return image, label
-
-
-def generator(seed: int, position: int) -> np.random.Generator:
-    """The random numbers of one example: counter-based, so that they depend on nothing that came before."""
-    return np.random.Generator(np.random.Philox(key=[seed % 2**64, position]))
-
-
-def stack(images: Sequence[np.ndarray]) -> np.ndarray:
-    """Stacks images [H,W,C] into [B,H,W,C]."""
-    shapes = {image.shape for image in images}
-    check("shapes in a batch", sorted(shapes)[:3], len(shapes) == 1, "equal: add a transform that crops or resizes")
-    return np.stack(images)
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainBatch:
-    """Batch number k of this host; a pure function of k."""
-
-    load: Loader
-    order: grain.MapDataset
-    seed: int
-    rows: range  # of this host within the global batch
-    batch_size: int
-    skip: bool
-
-    def __call__(self, number: int) -> Batch:
-        positions = [number * self.batch_size + row for row in self.rows]
-        requested = [self.order[position] for position in positions]
-        images, labels, indices = zip(*map(self.example, requested, positions))
-        return {
-            "image": stack(images),
-            "label": np.array(labels, np.int32),
-            "index": np.array(indices, np.int32),
-            "mask": np.ones(len(labels), bool),
-            "requested": np.array(requested, np.int32),
-        }
-
-    def example(self, index: int, position: int) -> tuple[np.ndarray, int, int]:
-        """Loads example `index`, or where that is bad and may be skipped, the next good one of the source."""
-        for successor in range(ATTEMPTS):
-            candidate = (index + successor) % len(self.load.source)
-            try:
-                rng = generator(self.seed, position) if self.load.transforms else None
-                return *self.load(candidate, rng), candidate
-            except host.BadImage as error:
-                if not self.skip:
-                    raise ValueError(f"{error}; data.on_bad_image='skip' replaces it") from error
-        raise ValueError(f"{ATTEMPTS} bad images in a row from {splits.identify(self.load.source, index)} on")
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationBatch:
-    """Batch number k of this host: the chosen examples in order, padded and masked."""
-
-    load: Loader
-    chosen: np.ndarray
-    shape: tuple[int, ...]
-    rows: range
-    batch_size: int
-    skip: bool
-
-    def __call__(self, number: int) -> Batch:
-        size = len(self.rows)
-        # Padding rows are numbered past the end of the source: whoever forgets the mask gets an index error, not a wrong result.
-        index = np.arange(len(self.load.source), len(self.load.source) + size, dtype=np.int32)
-        batch = {
-            "image": np.zeros((size, *self.shape), np.uint8),
-            "label": np.zeros(size, np.int32),
-            "index": index,
-            "mask": np.zeros(size, bool),
-            "bad": np.zeros(size, bool),
-        }
-        first = number * self.batch_size + self.rows.start
-        for row, index in enumerate(self.chosen[first : first + size]):
-            batch["index"][row] = index
-            self.fill(batch, row, int(index))
-        return batch
-
-    def fill(self, batch: Batch, row: int, index: int) -> None:
-        """Loads one example into its row; a bad one stays masked."""
-        try:
-            image, label = self.load(index, generator(0, index))
-        except host.BadImage as error:
-            if not self.skip:
-                raise ValueError(f"{error}; data.on_bad_image='skip' leaves it out, counted") from error
-            batch["bad"][row] = True
-            return
-        check(
-            f"shape of {splits.identify(self.load.source, index)}",
-            image.shape,
-            image.shape == self.shape,
-            f"{self.shape} like the first",
-        )
-        batch["image"][row], batch["label"][row], batch["mask"][row] = image, label, True
 
 
 class Train:
     """Endless iterator over this host's training batches.
 
-    `get_state` and `set_state` give and take {"step": batches taken}; `bad` is a `BadImages` (of this process, since its start); `close` ends the
+    `get_state` and `set_state` give and take {"step": batches taken}; `bad` is a `BadImages` (of this process, since
+    its start); `close` ends the
     reading threads and processes.
     """
 
@@ -205,7 +66,7 @@ class Train:
 
 
 class Evaluation:
-    """Re-iterable over this host's evaluation batches; `len` is their number, `bad` counts what the last pass left out."""
+    """Re-iterable over this host's evaluation batches, `len` of them; `bad` is what the last pass left out."""
 
     def __init__(self, batches: grain.MapDataset, source: Source, examples: int, workers: int, threads: int):
         self.examples, self.bad = examples, BadImages()
@@ -250,7 +111,7 @@ def train(
     threads: int = 2,
     on_bad_image: str = "error",
 ) -> Train:
-    """Endless training batches, reshuffled every epoch; batches run across the end of an epoch, so that no example is ever dropped.
+    """Endless training batches, reshuffled every epoch; a batch may run across the end of an epoch, nothing is dropped.
 
     The concatenation of all hosts' batches, in host order, is the batch of a single host, row for row.
 
@@ -260,10 +121,12 @@ def train(
       seed: of order and augmentation.
       transforms: see `robust_vit.data.host.build`.
       host_index, host_count: which share of every batch to load.
-      workers: processes that load (0: threads of this process). They are spawned: a script needs `if __name__ == "__main__":`.
+      workers: processes that load (0: threads of this process). They are spawned: a script needs `if __name__ ==
+        "__main__":`.
       threads: loading threads of each process; also how many batches are read ahead.
-      on_bad_image: "error" raises with the file's name; "skip" takes the next good example of the source in its place (its `index` says so) and
-        counts it in `bad`. The replacement depends on the source alone, so a restart gives the same batches.
+      on_bad_image: "error" raises with the file's name; "skip" takes the next good example of the source in its place
+        (its `index` says so) and counts it in `bad`. The replacement depends on the source alone, so a restart gives
+        the same batches.
     """
     check("examples", len(source), len(source) > 0, "at least 1")
     rows = _rows(batch_size, host_index, host_count)
@@ -285,14 +148,17 @@ def evaluate(
     threads: int = 2,
     on_bad_image: str = "error",
 ) -> Evaluation:
-    """Every example exactly once, in order; the last batch is padded with rows whose mask is False, and every host has equally many batches.
+    """Every example exactly once, in order; the last batch is padded with rows whose mask is False.
+
+    Every host has equally many batches.
 
     Args:
       source: the examples.
       batch_size: of the global batch.
       transforms: see `robust_vit.data.host.build`.
       host_index, host_count: which share of every batch to load.
-      limit: at most so many examples, chosen by the hash of their index (a set sorted by class is not cut to its first classes).
+      limit: at most so many examples, chosen by the hash of their index (a set sorted by class is not cut to its
+        first classes).
       workers, threads: as in `train`.
       on_bad_image: "error" raises with the file's name; "skip" masks it out and counts it in `bad`.
     """
@@ -305,17 +171,6 @@ def evaluate(
     make = EvaluationBatch(load, chosen, image_shape(source, transforms), rows, batch_size, on_bad_image == "skip")
     batches = grain.MapDataset.range(-(-len(chosen) // batch_size)).map(make)
     return Evaluation(batches, source, len(chosen), workers, threads)
-
-
-def image_shape(source: Source, transforms: Sequence[host.Transform] = ()) -> tuple[int, ...]:
-    """Returns (H, W, C) of the transformed images, from the first good example."""
-    load = Loader(source, tuple(transforms))
-    for index in range(min(len(source), ATTEMPTS)):
-        try:
-            return load(index, generator(0, index))[0].shape
-        except host.BadImage:
-            continue
-    raise ValueError(f"no good image among the first {ATTEMPTS} from {splits.identify(source, 0)} on")
 
 
 def _rows(batch_size: int, host_index: int, host_count: int) -> range:

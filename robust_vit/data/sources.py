@@ -1,4 +1,7 @@
-"""The data sources by name. A source is a random-access sequence: `source[i]` is {"image": uint8 [H,W,C] or encoded bytes, "label": int}."""
+"""The data sources by name.
+
+A source is a random-access sequence: `source[i]` is {"image": uint8 [H,W,C] or encoded bytes, "label": int}.
+"""
 
 import inspect
 from typing import Any
@@ -47,9 +50,11 @@ def check_options(name: str, options: dict[str, Any]) -> None:
     known = keywords(name)
     for option in options:
         if option not in known:
-            raise ValueError(f"data.{option}: {name} takes {', '.join(known) or 'no options'}{nearest(option, known)}")
+            raise ValueError(
+                f"data.options.{option}: {name} takes {', '.join(known) or 'no options'}{nearest(option, known)}"
+            )
     missing = [option for option, needed in known.items() if needed and option not in options]
-    check(f"data.{', data.'.join(missing)}", None, not missing, f"given for {name}")
+    check(f"data.options.{', '.join(missing)}", None, not missing, f"given for {name}")
 
 
 def keywords(name: str) -> dict[str, bool]:

@@ -1,6 +1,7 @@
-"""Which examples are train, validation and test: rules without random numbers, so that a split never changes with a library version.
+"""Which examples are train, validation and test: rules without random numbers, so that no library changes a split.
 
-Everything rests on one order of the examples: their indices sorted by the SplitMix64 hash of the index. A part is a prefix of that order.
+Everything rests on one order of the examples: their indices sorted by the SplitMix64 hash of the index. A part is a
+prefix of that order.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ ALIASES = {"train": ("train", "training"), "validation": ("validation", "val", "
 
 
 def hashed(indices: np.ndarray) -> np.ndarray:
-    """Returns the SplitMix64 hash (Steele, Lea & Flood 2014) of non-negative integers, as uint64. A bijection: no ties."""
+    """Returns the SplitMix64 hash (Steele, Lea & Flood 2014) of integers, as uint64. A bijection: no ties."""
     z = (np.asarray(indices, np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -29,7 +30,7 @@ def hash_order(indices: np.ndarray) -> np.ndarray:
 
 
 def select(length: int, count: int) -> np.ndarray:
-    """Returns `count` of range(length), chosen by hash and in ascending order: a fixed subset that ignores how the set is sorted."""
+    """Returns `count` of range(length), chosen by hash, ascending: a fixed subset, however the set is sorted."""
     return np.sort(hash_order(np.arange(length))[:count])
 
 
@@ -51,8 +52,8 @@ def stratified(labels: np.ndarray, test: int, validation: int) -> dict[str, np.n
       validation: number of validation examples, taken from what test leaves.
 
     Returns:
-      {"train", "validation", "test"} -> ascending indices. Every class gives each part its share by largest remainder; within a class the first
-      in hash order are test, the next validation, the rest train.
+      {"train", "validation", "test"} -> ascending indices. Every class gives each part its share by largest
+      remainder; within a class the first in hash order are test, the next validation, the rest train.
     """
     classes, counts = np.unique(labels, return_counts=True)
     tests, validations = apportion(counts, test), apportion(counts, validation)
@@ -89,9 +90,9 @@ def identify(source: Source, index: int) -> str:
 
 def carve(source: Source, part: str, fraction: float, examples: int | None) -> Source:
     """Returns the "validation" part of a stored training set, or the "train" part that remains."""
-    check("data.validation_fraction", fraction, 0 < fraction < 1, "between 0 and 1")
+    check("data.options.validation_fraction", fraction, 0 < fraction < 1, "between 0 and 1")
     count = max(1, round(len(source) * fraction)) if examples is None else examples
-    check("data.validation_examples", count, 0 < count < len(source), f"between 1 and {len(source) - 1}")
+    check("data.options.validation_examples", count, 0 < count < len(source), f"between 1 and {len(source) - 1}")
     order = hash_order(np.arange(len(source)))
     return Subset(source, np.sort(order[:count] if part == "validation" else order[count:]))
 
@@ -109,15 +110,18 @@ def open_split(
 ) -> Source:
     """Opens one of train, validation and test of a set that stores its own parts.
 
-    The rule: train is the stored training part; test is the stored test part, or the stored validation part where that is all there is (ImageNet);
-    validation is the stored validation part, unless it is missing or already serves as test: then it is carved out of train by hash, and train is
+    The rule: train is the stored training part; test is the stored test part, or the stored validation part where
+      that is all there is (ImageNet);
+    validation is the stored validation part, unless it is missing or already serves as test: then it is carved out of
+      train by hash, and train is
     what remains. So the examples that select a checkpoint are never those that it is reported on.
 
     Args:
       split: "train", "validation" or "test".
       stored: names of the stored parts.
       load: stored name -> Source.
-      train_split, validation_split, test_split: stored names that overrule the rule; a validation part equal to the training part is carved.
+      train_split, validation_split, test_split: stored names that overrule the rule; a validation part equal to the
+        training part is carved.
       validation_fraction: share of the training part to carve.
       validation_examples: number to carve instead of a share.
 
@@ -132,8 +136,13 @@ def open_split(
     found["test"] = found["test"] or found["validation"]
     carved = found["train"] is not None and found["validation"] in (None, found["test"], found["train"])
     name = found["train"] if carved and split == "validation" else found[split]
-    check(f"data.{split}_split", name, name is not None, f"stored; there are {', '.join(sorted(stored)) or 'no parts'}")
-    source = load(lookup(f"data.{split}_split", name, {part: part for part in stored}))
+    check(
+        f"data.options.{split}_split",
+        name,
+        name is not None,
+        f"stored; there are {', '.join(sorted(stored)) or 'no parts'}",
+    )
+    source = load(lookup(f"data.options.{split}_split", name, {part: part for part in stored}))
     if carved and split != "test":
         return carve(source, split, validation_fraction, validation_examples)
     return source

@@ -1,4 +1,4 @@
-"""Coloured shapes rendered from a seed: a data set of any size and resolution for tests, demonstrations and speed measurements."""
+"""Coloured shapes rendered from a seed: a data set of any size and resolution, for tests and demonstrations."""
 
 from typing import Any
 
@@ -45,10 +45,10 @@ class Shapes:
 
     def __init__(self, split: str, size: int, channels: int, classes: int, examples: int, seed: int):
         most = len(SHAPES) * (1 if channels == 1 else len(COLOURS))
-        check("data.channels", channels, channels in (1, 3), "1 or 3")
-        check("data.classes", classes, 2 <= classes <= most, f"between 2 and {most}")
-        check("data.size", size, size >= 4, "at least 4")
-        check("data.examples", examples, examples >= 1, "at least 1")
+        check("data.options.channels", channels, channels in (1, 3), "1 or 3")
+        check("data.options.classes", classes, 2 <= classes <= most, f"between 2 and {most}")
+        check("data.options.size", size, size >= 4, "at least 4")
+        check("data.options.examples", examples, examples >= 1, "at least 1")
         self.split, self.size, self.channels, self.num_classes, self.seed = split, size, channels, classes, seed
         self.examples = examples if split == "train" else max(classes, examples // 5)
 

@@ -19,14 +19,16 @@ def tfds(
 ) -> Source:
     """Opens a prepared TFDS set by random access.
 
-    The set must be stored as array_record (`tfds build --file_format=array_record`, or `download_and_prepare` with that format): TFRecord files have
-    no random access. Nothing is downloaded here.
+    The set must be stored as array_record (`tfds build --file_format=array_record`, or `download_and_prepare` with
+    that format): TFRecord files have no random access. Nothing is downloaded here.
 
     Args:
       split: "train", "validation" or "test".
       dataset: name, with a version if wanted: "imagenet2012", "imagenet2012:5.1.0", "my_set/config:1.0.0".
-      data_dir: where the sets are stored; default TFDS's own (`~/tensorflow_datasets`, or the environment variable TFDS_DATA_DIR).
-      image_key, label_key: names of the features; default those that the set declares as supervised, else "image" and "label".
+      data_dir: where the sets are stored; default TFDS's own (`~/tensorflow_datasets`, or the environment variable
+        TFDS_DATA_DIR).
+      image_key, label_key: names of the features; default those that the set declares as supervised, else "image" and
+        "label".
       **parts: see `robust_vit.data.splits.open_split`.
     """
     import tensorflow_datasets
@@ -35,17 +37,17 @@ def tfds(
         builder = tensorflow_datasets.core.load.read_only_builder.builder_from_files(dataset, data_dir=data_dir)
     except tensorflow_datasets.core.registered.DatasetNotFoundError as error:
         where = data_dir or "the TFDS folder"
-        raise ValueError(f"data.dataset = {dataset!r}: must be prepared as array_record in {where}") from error
+        raise ValueError(f"data.options.dataset = {dataset!r}: must be prepared as array_record in {where}") from error
     supervised = builder.info.supervised_keys or ("image", "label")
     keys = image_key or supervised[0], label_key or supervised[1]
-    for field, key in zip(("data.image_key", "data.label_key"), keys):
+    for field, key in zip(("data.options.image_key", "data.options.label_key"), keys):
         check(field, key, key in builder.info.features, f"one of {', '.join(builder.info.features)}")
     stored = {name for name, info in builder.info.splits.items() if info.num_examples}
     return splits.open_split(split, sorted(stored), lambda part: TfdsSource(builder, part, *keys), **parts)
 
 
 class TfdsSource:
-    """One stored part; images stay encoded until the transforms ask for them, so that a JPEG can be decoded at reduced size."""
+    """One stored part; images stay encoded until the transforms ask for them."""
 
     def __init__(self, builder: Any, part: str, image_key: str, label_key: str):
         import tensorflow_datasets
@@ -60,7 +62,8 @@ class TfdsSource:
         self.channels = builder.info.features[image_key].shape[-1] or 3
         if int(self.records[0][label_key]) < 0:
             raise ValueError(
-                f"data: part {part!r} of {builder.info.full_name} has no labels; name another part, such as data.test_split='validation'"
+                f"data: part {part!r} of {builder.info.full_name} has no labels;"
+                " name another part, such as data.options.test_split='validation'"
             )
 
     def __len__(self) -> int:

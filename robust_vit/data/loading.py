@@ -1,0 +1,176 @@
+"""One batch as a pure function of its number: read, decode, transform, replace or mask what is bad.
+
+`pipeline` gives the order and calls these from threads or processes.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from robust_vit.data import host, splits
+from robust_vit.errors import check
+from robust_vit.typing import Source
+
+Batch = dict[str, np.ndarray]
+ATTEMPTS = 100  # successors tried in place of a bad image before giving up: so many in a row mean a broken disk
+
+
+class Order(Protocol):
+    """Position in the endless sequence of examples -> index in the source."""
+
+    def __getitem__(self, position: int) -> int: ...
+
+
+@dataclasses.dataclass
+class BadImages:
+    """What was skipped: `names` of the bad files as they were found, and how often one was met (`count`)."""
+
+    names: list[str] = dataclasses.field(default_factory=list)
+    count: int = 0
+
+    def add(self, name: str) -> None:
+        self.count += 1
+        if name not in self.names:
+            self.names.append(name)
+
+    def __str__(self) -> str:
+        shown = ", ".join(self.names[:5]) + (", ..." if len(self.names) > 5 else "")
+        return f"{len(self.names)} bad images: {shown}" if self.names else "no bad images"
+
+
+@dataclasses.dataclass(frozen=True)
+class Loader:
+    """Example by index: read, decode, transform, check."""
+
+    source: Source
+    transforms: tuple[host.Transform, ...]
+
+    def __call__(self, index: int, rng: np.random.Generator | None) -> tuple[np.ndarray, int]:
+        """Returns (image uint8 [H,W,C], label).
+
+        Raises:
+          BadImage: damaged or no image, with the file's name.
+        """
+        example = self.source[index]
+        image, channels = example["image"], getattr(self.source, "channels", 3)
+        try:
+            image = host.decode(image, channels) if isinstance(image, bytes) else image
+            for transform in self.transforms:
+                image = transform(image, rng)
+            three = isinstance(image, host.Image.Image) and image.mode == "RGB"
+            image = host.as_array(image, 3 if three else channels)
+        except host.BadImage as error:
+            raise host.BadImage(f"{splits.identify(self.source, index)}: bad image ({error})") from error
+        label = example["label"]
+        if not 0 <= label < self.source.num_classes:
+            allowed = f"in [0, {self.source.num_classes})"
+            raise ValueError(f"label of {splits.identify(self.source, index)} = {label}: must be {allowed}")
+        return image, label
+
+
+def generator(seed: int, position: int) -> np.random.Generator:
+    """The random numbers of one example: counter-based, so that they depend on nothing that came before."""
+    return np.random.Generator(np.random.Philox(key=[seed % 2**64, position]))
+
+
+def stack(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Stacks images [H,W,C] into [B,H,W,C]."""
+    shapes = {image.shape for image in images}
+    check("shapes in a batch", sorted(shapes)[:3], len(shapes) == 1, "equal: add a transform that crops or resizes")
+    return np.stack(images)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainBatch:
+    """Batch number k of this host; a pure function of k."""
+
+    load: Loader
+    order: Order
+    seed: int
+    rows: range  # of this host within the global batch
+    batch_size: int
+    skip: bool
+
+    def __call__(self, number: int) -> Batch:
+        positions = [number * self.batch_size + row for row in self.rows]
+        requested = [self.order[position] for position in positions]
+        images, labels, indices = zip(*map(self.example, requested, positions))
+        return {
+            "image": stack(images),
+            "label": np.array(labels, np.int32),
+            "index": np.array(indices, np.int32),
+            "mask": np.ones(len(labels), bool),
+            "requested": np.array(requested, np.int32),
+        }
+
+    def example(self, index: int, position: int) -> tuple[np.ndarray, int, int]:
+        """Loads example `index`, or where that is bad and may be skipped, the next good one of the source."""
+        for successor in range(ATTEMPTS):
+            candidate = (index + successor) % len(self.load.source)
+            try:
+                rng = generator(self.seed, position) if self.load.transforms else None
+                return *self.load(candidate, rng), candidate
+            except host.BadImage as error:
+                if not self.skip:
+                    raise ValueError(f"{error}; data.on_bad_image='skip' replaces it") from error
+        raise ValueError(f"{ATTEMPTS} bad images in a row from {splits.identify(self.load.source, index)} on")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationBatch:
+    """Batch number k of this host: the chosen examples in order, padded and masked."""
+
+    load: Loader
+    chosen: np.ndarray
+    shape: tuple[int, ...]
+    rows: range
+    batch_size: int
+    skip: bool
+
+    def __call__(self, number: int) -> Batch:
+        size = len(self.rows)
+        # Padding rows are numbered past the end of the source: whoever forgets the mask gets an index error, not a
+        # wrong result.
+        index = np.arange(len(self.load.source), len(self.load.source) + size, dtype=np.int32)
+        batch = {
+            "image": np.zeros((size, *self.shape), np.uint8),
+            "label": np.zeros(size, np.int32),
+            "index": index,
+            "mask": np.zeros(size, bool),
+            "bad": np.zeros(size, bool),
+        }
+        first = number * self.batch_size + self.rows.start
+        for row, index in enumerate(self.chosen[first : first + size]):
+            batch["index"][row] = index
+            self.fill(batch, row, int(index))
+        return batch
+
+    def fill(self, batch: Batch, row: int, index: int) -> None:
+        """Loads one example into its row; a bad one stays masked."""
+        try:
+            image, label = self.load(index, generator(0, index))
+        except host.BadImage as error:
+            if not self.skip:
+                raise ValueError(f"{error}; data.on_bad_image='skip' leaves it out, counted") from error
+            batch["bad"][row] = True
+            return
+        check(
+            f"shape of {splits.identify(self.load.source, index)}",
+            image.shape,
+            image.shape == self.shape,
+            f"{self.shape} like the first",
+        )
+        batch["image"][row], batch["label"][row], batch["mask"][row] = image, label, True
+
+
+def image_shape(source: Source, transforms: Sequence[host.Transform] = ()) -> tuple[int, ...]:
+    """Returns (H, W, C) of the transformed images, from the first good example."""
+    load = Loader(source, tuple(transforms))
+    for index in range(min(len(source), ATTEMPTS)):
+        try:
+            return load(index, generator(0, index))[0].shape
+        except host.BadImage:
+            continue
+    raise ValueError(f"no good image among the first {ATTEMPTS} from {splits.identify(source, 0)} on")

@@ -1,0 +1,179 @@
+"""MixUp, CutMix and random erasing, on the device, on batches of images in [0,1] and target distributions.
+
+Every draw comes from the example's own key. The partner of an example is its neighbour within a block of the batch;
+with one block a device no pixel crosses devices. Mixed images stay in [0,1] and mixed targets stay distributions, so
+that an attack takes both as they are.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from robust_vit.errors import check
+from robust_vit.typing import Array, Keys
+
+
+def partner(values: Array, blocks: int = 1) -> Array:
+    """Returns each example's partner: the one before it in its block, and the block's last for its first.
+
+    Args:
+      values: [B, ...].
+      blocks: equal consecutive parts of the batch that do not mix; the number of devices keeps mixing on the device.
+    """
+    batch = values.shape[0]
+    check("mixing blocks", blocks, blocks >= 1 and batch % blocks == 0, f"a divisor of the batch, {batch}")
+    parts = values.reshape(blocks, batch // blocks, *values.shape[1:])
+    return jnp.roll(parts, 1, axis=1).reshape(values.shape)
+
+
+def mixup(keys: Keys, images: Array, targets: Array, alpha: Array | float, blocks: int = 1) -> tuple[Array, Array]:
+    """Blends every example with its partner, lambda x + (1 - lambda) x', targets alike; lambda ~ Beta(alpha, alpha).
+
+    Args:
+      keys: [B].
+      images: [B,H,W,C] in [0,1].
+      targets: [B,K] distributions.
+      alpha: of the Beta distribution; may be traced; 0 leaves the batch as it is.
+      blocks: see `partner`.
+
+    Returns:
+      (images, targets), shapes and dtypes kept.
+
+    Reference: Zhang et al. 2018, arXiv:1710.09412.
+    """
+    lam = draw_lambda(keys, alpha)
+    blended = jnp.clip(blend(images, lam, blocks), 0, 1)  # lambda + (1 - lambda) may round above 1
+    return blended, blend(targets, lam, blocks)
+
+
+def cutmix(keys: Keys, images: Array, targets: Array, alpha: Array | float, blocks: int = 1) -> tuple[Array, Array]:
+    """Pastes a box of the partner into every example; the targets mix by the area actually pasted.
+
+    The box has sides H sqrt(1 - lambda) and W sqrt(1 - lambda), lambda ~ Beta(alpha, alpha), a uniform centre, and is
+    cut at the border.
+
+    Args, Returns: as `mixup`.
+
+    Reference: Yun et al. 2019, arXiv:1905.04899.
+    """
+    lambda_keys, box_keys = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
+    side = jnp.sqrt(1 - draw_lambda(lambda_keys, alpha))
+    height, width = images.shape[1:3]
+    inside = boxes(box_keys, height, width, jnp.floor(side * height), jnp.floor(side * width))  # [B,H,W]
+    mixed = jnp.where(inside[..., None], partner(images, blocks), images)
+    return mixed, blend(targets, 1 - inside.mean((1, 2)), blocks)
+
+
+def mix(
+    keys: Keys,
+    images: Array,
+    targets: Array,
+    *,
+    mixup_alpha: Array | float = 0.8,
+    cutmix_alpha: Array | float = 1.0,
+    switch_probability: Array | float = 0.5,
+    probability: Array | float = 1.0,
+    blocks: int = 1,
+) -> tuple[Array, Array]:
+    """MixUp or CutMix, chosen for every example by itself.
+
+    Args:
+      keys: [B].
+      images: [B,H,W,C] in [0,1].
+      targets: [B,K] distributions.
+      mixup_alpha, cutmix_alpha: of the two Beta distributions.
+      switch_probability: of CutMix, among the mixed.
+      probability: of mixing an example at all.
+      blocks: see `partner`.
+
+    Returns:
+      (images, targets), shapes and dtypes kept.
+    """
+    choice_keys, switch_keys, mixup_keys, cutmix_keys = jnp.unstack(
+        jax.vmap(lambda key: jax.random.split(key, 4))(keys), axis=1
+    )
+    mixed = jax.vmap(jax.random.uniform)(choice_keys) < probability
+    cut = jax.vmap(jax.random.uniform)(switch_keys) < switch_probability
+    blended = mixup(mixup_keys, images, targets, mixup_alpha, blocks)
+    pasted = cutmix(cutmix_keys, images, targets, cutmix_alpha, blocks)
+
+    def choose(original: Array, up: Array, cm: Array) -> Array:
+        return where(mixed, where(cut, cm, up), original)
+
+    return choose(images, blended[0], pasted[0]), choose(targets, blended[1], pasted[1])
+
+
+def erase(
+    keys: Keys,
+    images: Array,
+    probability: Array | float = 0.25,
+    area: tuple[float, float] = (0.02, 1 / 3),
+    aspect: tuple[float, float] = (0.3, 3.3),
+    mean: float = 0.5,
+    deviation: float = 0.25,
+) -> Array:
+    """Overwrites a box of some images with noise, every value its own draw.
+
+    The box has area A H W with A uniform and aspect height / width log-uniform, sides at most the image's, and lies
+    inside. The noise is normal, truncated to [0,1], so that the images stay images.
+
+    Args:
+      keys: [B].
+      images: [B,H,W,C] in [0,1].
+      probability: of erasing in an image.
+      area: range of A.
+      aspect: range of height / width.
+      mean, deviation: of the noise, in pixel units of [0,1].
+
+    Returns:
+      images, shape and dtype kept.
+
+    Reference: Zhong et al. 2020, arXiv:1708.04896; figures of the noise for [0,1] images from robust training recipes.
+    """
+    check("erase deviation", deviation, deviation > 0, "positive")
+    height, width = images.shape[1:3]
+    choice, size, place, noise = jnp.unstack(jax.vmap(lambda key: jax.random.split(key, 4))(keys), axis=1)
+    erased = jax.vmap(jax.random.uniform)(choice) < probability
+    u = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(size)  # [B,2]
+    pixels = height * width * (area[0] + (area[1] - area[0]) * u[:, 0])
+    ratio = jnp.exp(jnp.log(aspect[0]) + (jnp.log(aspect[1]) - jnp.log(aspect[0])) * u[:, 1])
+    h = jnp.clip(jnp.round(jnp.sqrt(pixels * ratio)), 1, height)
+    w = jnp.clip(jnp.round(jnp.sqrt(pixels / ratio)), 1, width)
+    inside = boxes(place, height, width, h, w, contained=True)
+    low, high = (0 - mean) / deviation, (1 - mean) / deviation
+    normal = jax.vmap(lambda key: jax.random.truncated_normal(key, low, high, images.shape[1:]))(noise)
+    drawn = jnp.clip(mean + deviation * normal, 0, 1).astype(images.dtype)
+    return jnp.where((inside & erased[:, None, None])[..., None], drawn, images)
+
+
+def draw_lambda(keys: Keys, alpha: Array | float) -> Array:
+    """Returns lambda [B] ~ Beta(alpha, alpha), float32; 1 where alpha is 0."""
+    positive = jnp.where(jnp.asarray(alpha) > 0, alpha, 1.0).astype(jnp.float32)
+    lam = jax.vmap(lambda key: jax.random.beta(key, positive, positive))(keys)
+    return jnp.where(jnp.asarray(alpha) > 0, lam, 1.0)
+
+
+def boxes(keys: Keys, height: int, width: int, h: Array, w: Array, contained: bool = False) -> Array:
+    """Returns [B,H,W] bool: True inside a box of h x w pixels (both [B]) at a random place of each image.
+
+    `contained` places the box inside the image; otherwise its centre is any pixel, and what sticks out is cut off.
+    """
+    u = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)  # [B,2]
+
+    def interval(size: int, length: Array, u: Array) -> Array:
+        start = jnp.floor(u * (size - length + 1)) if contained else jnp.floor(u * size) - jnp.floor(length / 2)
+        at = jnp.arange(size)
+        return (at >= start[:, None]) & (at < (start + length)[:, None])  # [B,size]
+
+    return interval(height, h, u[:, 0])[:, :, None] & interval(width, w, u[:, 1])[:, None, :]
+
+
+def blend(values: Array, weight: Array, blocks: int) -> Array:
+    """weight [B] of each example and the rest of its partner, computed in float32."""
+    weight = weight.reshape(-1, *[1] * (values.ndim - 1))
+    mixed = weight * values.astype(jnp.float32) + (1 - weight) * partner(values, blocks).astype(jnp.float32)
+    return mixed.astype(values.dtype)
+
+
+def where(condition: Array, yes: Array, no: Array) -> Array:
+    """`jnp.where` by example: condition [B]."""
+    return jnp.where(condition.reshape(-1, *[1] * (yes.ndim - 1)), yes, no)
