@@ -114,7 +114,8 @@ def sweep(context: Context) -> dict[str, Any]:
     measurer = context.measurer(attacks.pgd(**settings, keep="success"))
     measured = measurer.sweep(context.logits_fn, context.batches(), [e / largest for e in epsilons])
     curve = [{"epsilon": e, **_point(m)} for e, m in zip(epsilons, measured)]
-    return settings | {"epsilons": epsilons, "curve": curve, "reaches_zero": measured[-1].correct == 0}
+    told = {"threat_epsilon": context.epsilon, "reaches_zero": measured[-1].correct == 0}
+    return settings | {"epsilons": epsilons, "curve": curve} | told
 
 
 # The suites by name. Others import their function and add one line.
