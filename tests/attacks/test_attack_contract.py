@@ -1,0 +1,195 @@
+"""What every attack promises. A new attack is tested by being registered in `robust_vit.attacks.ATTACKS`.
+
+If its defaults are expensive, or it needs keywords of its own, give it a row in `CHEAP`. `norm`, `epsilon` and, where
+the factory has them, `random_start` and `keep` are set here.
+"""
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robust_vit import attacks, parallel
+from robust_vit.attacks import losses, norms
+
+# Keywords that make an attack cheap; "norms" and "measure" are read here and not passed on: the norms it knows, and the
+# loss that it promises not to lower.
+CHEAP = {
+    "fgsm": {},
+    "pgd": {"steps": 3},
+}
+EPSILON = {"linf": 0.1, "l2": 0.7, "l1": 2.0}
+SHAPES = [(2, 5, 7, 3), (3, 6, 4, 1)]
+
+PAIRS = [(name, norm) for name in attacks.names() for norm in CHEAP.get(name, {}).get("norms", sorted(norms.BALLS))]
+every_attack = pytest.mark.parametrize("name", attacks.names())
+every_attack_and_norm = pytest.mark.parametrize("name, norm", PAIRS)
+
+
+def build(name, norm="linf", epsilon=None, **keywords):
+    """Builds an attack with its cheap keywords; says what is missing if it needs more."""
+    known = inspect.signature(attacks.ATTACKS[name]).parameters
+    row = {key: value for key, value in CHEAP.get(name, {}).items() if key not in ("norms", "measure")}
+    given_here = {"norm": norm, "epsilon": EPSILON[norm] if epsilon is None else epsilon, **row, **keywords}
+    missing = [key for key, p in known.items() if p.default is p.empty and key not in given_here]
+    if missing:
+        pytest.fail(f"attack {name!r} needs {', '.join(missing)}: give it a row in CHEAP of {__file__}")
+    return attacks.build(name, **given_here)
+
+
+def accepts(name, keyword):
+    return keyword in inspect.signature(attacks.ATTACKS[name]).parameters
+
+
+def first_norm(name):
+    return CHEAP.get(name, {}).get("norms", ["linf"])[0]
+
+
+@functools.cache
+def compiled(name, norm):
+    """One program for all radii: epsilon is traced."""
+    return jax.jit(lambda epsilon, *arguments: build(name, norm, epsilon)(*arguments))
+
+
+@every_attack_and_norm
+@settings(max_examples=12, deadline=None)
+@given(
+    seed=st.integers(0, 2**16), shape=st.sampled_from(SHAPES), scale=st.floats(0.0, 1.0), strength=st.floats(0.0, 1.0)
+)
+def test_stays_in_the_ball_and_in_the_pixel_range(name, norm, problem, seed, shape, scale, strength):
+    largest = {"linf": 1.0, "l2": 4.0, "l1": 30.0}[norm]
+    epsilon = np.float32(largest * scale**3)  # the cube: small radii as often as large ones
+    keys, logits_fn, images, labels = problem(shape, seed=seed)
+    adversarial = compiled(name, norm)(epsilon, keys, logits_fn, images, labels, np.float32(strength))
+    assert adversarial.shape == images.shape
+    distance = norms.get(norm).distance(np.asarray(adversarial, np.float64), np.asarray(images, np.float64))
+    assert np.all(np.asarray(distance) <= epsilon * strength * (1 + 1e-6) + 1e-6)
+    assert adversarial.min() >= 0.0 and adversarial.max() <= 1.0
+
+
+@every_attack_and_norm
+def test_never_lowers_its_loss_against_the_start_it_keeps(name, norm, problem):
+    """Started at the clean image where it can be; otherwise the margin, which a success raises and a failure leaves."""
+    measure = CHEAP.get(name, {}).get("measure", "cross_entropy" if accepts(name, "keep") else "margin")
+    keywords = {key: value for key, value in {"keep": "loss", "random_start": False}.items() if accepts(name, key)}
+    keys, logits_fn, images, labels = problem((4, 6, 5, 3))
+    adversarial = jax.jit(build(name, norm, **keywords))(keys, logits_fn, images, labels)
+    before, after = (losses.get(measure)(logits_fn(x), labels) for x in (images, adversarial))
+    assert jnp.all(after >= before - 1e-6)
+    assert jnp.any(after > before + 1e-3)
+
+
+@every_attack
+def test_jit_is_eager(name, problem):
+    keys, logits_fn, images, labels = problem()
+    attack = build(name, first_norm(name))
+    eager = attack(keys, logits_fn, images, labels)
+    keys, *_ = problem()
+    np.testing.assert_allclose(jax.jit(attack)(keys, logits_fn, images, labels), eager, atol=1e-5)
+
+
+@every_attack
+def test_any_order_and_any_split_give_the_same(name, problem):
+    """Bit for bit where the compiled shape is the same, to float tolerance where it is not."""
+    attack = jax.jit(build(name, first_norm(name)))
+    keys, logits_fn, images, labels = problem()
+    whole = attack(keys, logits_fn, images, labels)
+    order = jnp.array([2, 0, 3, 1])
+    keys, *_ = problem()
+    np.testing.assert_array_equal(attack(keys[order], logits_fn, images[order], labels[order]), whole[order])
+    for part in (slice(0, 2), slice(2, 4)):
+        keys, *_ = problem()
+        np.testing.assert_allclose(attack(keys[part], logits_fn, images[part], labels[part]), whole[part], atol=1e-5)
+
+
+@every_attack
+def test_vmap(name, problem):
+    """Mapped over a leading axis of 2, as an ensemble of batches would."""
+    attack = build(name, first_norm(name))
+    keys, logits_fn, images, labels = problem()
+    whole = jax.jit(attack)(keys, logits_fn, images, labels)
+    keys, *_ = problem()
+    mapped = jax.jit(jax.vmap(attack, in_axes=(0, None, 0, 0)))
+    found = mapped(keys.reshape(2, 2), logits_fn, *parallel.split((images, labels), 2))
+    np.testing.assert_allclose(found.reshape(whole.shape), whole, atol=1e-5)
+
+
+@every_attack
+def test_pmap_is_jit(name, problem):
+    attack = build(name, first_norm(name))
+    keys, logits_fn, images, labels = problem()
+    whole = jax.jit(attack)(keys, logits_fn, images, labels)
+    keys, *_ = problem()
+    mapped = parallel.pmap(attack, devices=jax.devices()[:2])
+    found = mapped(keys.reshape(2, 2), logits_fn, *parallel.split((images, labels), 2))
+    np.testing.assert_allclose(found.reshape(whole.shape), whole, atol=1e-5)
+
+
+@every_attack
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_keeps_the_dtype(name, dtype, problem):
+    keys, logits_fn, images, labels = problem()
+    found = jax.eval_shape(build(name, first_norm(name)), keys, logits_fn, images.astype(dtype), labels)
+    assert (found.shape, found.dtype) == (images.shape, jnp.dtype(dtype))
+
+
+@every_attack
+def test_one_program_for_every_strength_and_weights(name, problem):
+    """Strength 0 gives the images back bit for bit; a smaller strength a smaller ball; other weights no new program."""
+    norm, traces = first_norm(name), []
+    attack = build(name, norm)
+
+    @jax.jit
+    def run(*arguments):
+        traces.append(1)
+        return attack(*arguments)
+
+    for strength in (0.0, 0.25, 1.0):
+        keys, logits_fn, images, labels = problem()
+        adversarial = run(keys, logits_fn, images, labels, strength)
+        distance = norms.get(norm).distance(adversarial, images)
+        assert jnp.all(distance <= strength * EPSILON[norm] + 1e-6)
+        if strength == 0.0:
+            np.testing.assert_array_equal(adversarial, images)
+        else:
+            assert jnp.any(distance > 0.5 * strength * EPSILON[norm])
+    keys, other_weights, _, _ = problem(seed=7)
+    assert not jnp.array_equal(run(keys, other_weights, images, labels, 1.0), adversarial)
+    assert len(traces) == 1
+
+
+@every_attack
+def test_strength_may_differ_by_example(name, problem):
+    norm = first_norm(name)
+    keys, logits_fn, images, labels = problem()
+    strength = jnp.array([0.0, 0.3, 0.6, 1.0])
+    adversarial = jax.jit(build(name, norm))(keys, logits_fn, images, labels, strength)
+    assert jnp.all(norms.get(norm).distance(adversarial, images) <= strength * EPSILON[norm] + 1e-6)
+    np.testing.assert_array_equal(adversarial[0], images[0])
+
+
+@every_attack
+def test_one_hot_targets_mean_labels(name, problem):
+    attack = jax.jit(build(name, first_norm(name)))
+    keys, logits_fn, images, labels = problem()
+    from_labels = attack(keys, logits_fn, images, labels)
+    keys, *_ = problem()
+    from_distributions = attack(keys, logits_fn, images, jax.nn.one_hot(labels, 5))
+    np.testing.assert_allclose(from_labels, from_distributions, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in attacks.names() if accepts(name, "steps")])
+def test_more_steps_are_not_a_larger_program(name, problem):
+    """Loops are `scan`s: unrolled steps would make compile time grow with them."""
+    keys, logits_fn, images, labels = problem()
+
+    def lines(steps):
+        attack = jax.jit(build(name, first_norm(name), steps=steps))
+        return attack.lower(keys, logits_fn, images, labels).compile().as_text().count("\n")
+
+    assert lines(20) <= lines(5)
