@@ -1,0 +1,164 @@
+"""Is every claimed adversarial image one? A second look that shares nothing with the attack: the ball, the box, and a
+fresh float32 forward.
+
+Norms are computed in float64 on the host, from the images as they are stored. A logit that is not a number is a
+status of its own: such a point is neither robust nor broken, and the report says so.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from robust_vit import errors
+from robust_vit.evaluation import scheduling
+from robust_vit.typing import Array, LogitsFn
+
+NORMS = ("linf", "l2", "l1")
+
+# Statuses of a point. The first three are of its clean image and its adversarial one; the others are faults of a claim.
+WRONG = "misclassified"  # already without an attack
+ROBUST = "robust"
+BROKEN = "broken"
+NONFINITE = scheduling.NONFINITE
+FAULTS = ("outside the ball", "outside [0, 1]", "non-finite image", NONFINITE, "classified correctly")
+
+
+def tolerance(norm: str, epsilon: np.ndarray | float, pixels: int) -> np.ndarray | float:
+    """How far beyond epsilon an image may lie by float32 rounding of its pixels alone.
+
+    A pixel near 1 is stored to 6e-8; rounding errors of d pixels add up to at most 6e-8 times d, sqrt(d), 1 in L1,
+    L2, Linf. The projection's own rounding is of the size of 1e-6 of epsilon, and gets ten times that.
+    """
+    spread = {"linf": 1.0, "l2": np.sqrt(pixels), "l1": float(pixels)}[norm]
+    return 6e-8 * spread + 1e-5 * epsilon
+
+
+def distances(norm: str, images: np.ndarray, adversarial: np.ndarray) -> np.ndarray:
+    """[N] distances between images [N,H,W,C] in float64."""
+    delta = (adversarial.astype(np.float64) - images.astype(np.float64)).reshape(len(images), -1)
+    if norm == "linf":
+        return np.abs(delta).max(axis=1, initial=0.0)
+    return np.sqrt((delta**2).sum(axis=1)) if norm == "l2" else np.abs(delta).sum(axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """What the second look found.
+
+    Attributes:
+      claimed: number of claims looked at.
+      confirmed: [N] True where the image is in the ball and the box, finite, and misclassified.
+      fault: [N] the first fault of each claim, one of `FAULTS`, or "" where confirmed.
+      largest: the greatest distance over epsilon; at most 1 up to rounding.
+    """
+
+    claimed: int
+    confirmed: np.ndarray
+    fault: list[str]
+    largest: float
+
+    @property
+    def faults(self) -> dict[str, int]:
+        """How many claims have each fault."""
+        return {name: self.fault.count(name) for name in FAULTS if name in self.fault}
+
+    def __str__(self) -> str:
+        found = ", ".join(f"{count} {name}" for name, count in self.faults.items()) or "no fault"
+        confirmed = f"{int(self.confirmed.sum())} of {self.claimed} adversarial images confirmed in float32"
+        return f"{confirmed} ({found}; largest distance {self.largest:.6f} epsilon)"
+
+
+class Judge:
+    """Forward passes in float32, in tiles of one shape; compiled once.
+
+    Args:
+      logits_fn: the model whose robustness is claimed.
+      slots: size of the tile.
+      mesh: devices to split it over.
+    """
+
+    def __init__(self, logits_fn: LogitsFn, slots: int, mesh: Mesh | None = None):
+        self.logits_fn, self.slots, self.mesh = logits_fn, slots, mesh
+        self.program = scheduling.Program(_judge_jit)
+        self.compile_seconds = 0.0
+        self.forwards = 0
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """[N,K] float32 logits of images [N,H,W,C], padded to whole tiles."""
+        out = []
+        for rows in scheduling.batches(range(len(images)), self.slots):
+            tile = np.zeros((self.slots, *images.shape[1:]), np.float32)
+            tile[: len(rows)] = scheduling.as_float(images[rows[0] : rows[-1] + 1])
+            out.append(np.asarray(self.tile(tile))[: len(rows)])
+            self.forwards += len(rows)
+        return np.concatenate(out) if out else np.zeros((0, 0), np.float32)
+
+    def tile(self, images: Any) -> Array:
+        """[S,K] logits of one tile [S,H,W,C]."""
+        compiled, seconds = self.program.compiled((self.logits_fn, images))
+        self.compile_seconds += seconds
+        return compiled(self.logits_fn, images)
+
+
+@jax.jit
+def _judge_jit(logits_fn: LogitsFn, images: Array) -> Array:
+    return logits_fn(images).astype(jnp.float32)
+
+
+def verdict(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(misclassified [N], finite [N]) of logits [N,K]; a row with a NaN or an infinity is not finite and not
+    misclassified.
+    """
+    finite = np.isfinite(logits).all(axis=1)
+    return finite & (logits.argmax(axis=1) != labels), finite
+
+
+def verify(
+    logits_fn: LogitsFn | Judge,
+    images: np.ndarray,
+    labels: np.ndarray,
+    adversarial: np.ndarray,
+    *,
+    norm: str,
+    epsilon: float | np.ndarray,
+    batch_size: int = 64,
+) -> Verification:
+    """Checks claimed adversarial images one by one.
+
+    Args:
+      logits_fn: the model, computing in float32 (or a `Judge` of it).
+      images: [N,H,W,C] clean images in [0,1] (or uint8).
+      labels: [N] integers.
+      adversarial: [N,H,W,C] the claimed images in [0,1].
+      norm: "linf", "l2" or "l1".
+      epsilon: radius, a fraction of [0,1]; one for all or [N].
+      batch_size: images in a forward pass.
+
+    Returns:
+      A Verification.
+
+    Raises:
+      ValueError: if the norm is unknown or the shapes differ.
+    """
+    errors.check("norm", norm, norm in NORMS, f"one of {', '.join(NORMS)}")
+    errors.check(
+        "adversarial.shape", adversarial.shape, adversarial.shape == images.shape, f"that of the images, {images.shape}"
+    )
+    judge = logits_fn if isinstance(logits_fn, Judge) else Judge(logits_fn, min(batch_size, max(1, len(images))))
+    clean = scheduling.as_float(images)
+    radius = np.broadcast_to(np.asarray(epsilon, np.float64), (len(images),))
+    finite_image = np.isfinite(adversarial).all(axis=(1, 2, 3))
+    distance = distances(norm, clean, np.where(finite_image[:, None, None, None], adversarial, clean))
+    inside = distance <= radius + tolerance(norm, radius, int(np.prod(images.shape[1:])))
+    boxed = ((adversarial >= 0) & (adversarial <= 1)).all(axis=(1, 2, 3)) | ~finite_image
+    misclassified, finite = (
+        verdict(judge.logits(adversarial), np.asarray(labels)) if len(images) else (np.zeros(0, bool),) * 2
+    )
+    checks = (inside, boxed, finite_image, finite | ~finite_image, misclassified | ~finite)
+    fault = [next((name for name, ok in zip(FAULTS, row) if not ok), "") for row in zip(*checks)]
+    largest = float(np.max(distance / np.maximum(radius, 1e-12), initial=0.0))
+    return Verification(len(images), np.array([not name for name in fault], bool), fault, largest)
