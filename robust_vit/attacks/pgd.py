@@ -25,6 +25,8 @@ from robust_vit.typing import Array, Attack, Keys, LogitsFn
 
 KEEP = ("loss", "success", "last")
 
+Verdict = tuple[Array, Array]  # the loss [B] that the adversary maximises, and whether it has succeeded [B] bool
+
 
 class Best(NamedTuple):
     """The best point seen so far, with what it was judged by."""
@@ -93,17 +95,20 @@ def pgd(
         logits_fn, images, targets = detach((logits_fn, images, targets))
         radius = per_example(epsilon, images) * per_example(strength, images)
         step = per_example(step_size, images) * per_example(strength, images)
-        judge = judged(logits_fn, images, targets, objective, targeted, by_success=keep == "success")
         clean = working(images)
+        gradient, verdict = judged(logits_fn, images, targets, objective, targeted, by_success=keep == "success")
 
-        def climb(points: Array, best: Best) -> tuple[Array, Best]:
-            return ascend(judge, ball, points, best, clean, radius, step, steps, momentum, keep != "last")
+        def move(points: Array, direction: Array) -> Array:
+            points = points + expand(step, clean) * ball.steepest(direction, points)
+            return ball.project(points, clean, radius)
 
         def restart(best: Best, index: Array) -> tuple[Best, None]:
             folded = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, index)
             points = ball.start(folded, clean, radius) if random_start else clean
-            points, best = climb(points, best)
-            return (best._replace(points=points) if keep == "last" else best), None
+            points, best = ascend(gradient, move, points, best, steps, momentum, keep_best=keep != "last")
+            if keep == "last":
+                return best._replace(points=points), None
+            return better(best, points, *verdict(points)), None
 
         best, _ = jax.lax.scan(restart, nothing_yet(clean), jnp.arange(restarts))
         return finish(best.points, images, radius)
@@ -118,54 +123,55 @@ def judged(
     objective: Callable[[Array, Array], Array],
     targeted: bool,
     by_success: bool,
-) -> Callable[[Array], tuple[Array, tuple[Array, Array]]]:
-    """Returns points -> (summed loss, (loss [B], success [B])), larger being better for the adversary.
+) -> tuple[Callable[[Array], tuple[Array, Verdict]], Callable[[Array], Verdict]]:
+    """Returns two functions, points -> (gradient, verdict) and points -> verdict; the adversary wants a larger loss.
 
-    The sum over examples keeps them independent: the gradient of one image does not depend on the batch it sits in.
+    The losses of a batch are summed, not averaged: the gradient of one image does not depend on the batch it sits in.
     """
     sign = -1.0 if targeted else 1.0
 
-    def judge(points: Array) -> tuple[Array, tuple[Array, Array]]:
-        # The value is rounded to the images' dtype, the gradient passes straight through.
-        seen = as_seen(jax.lax.stop_gradient(points), images)
-        logits = logits_fn(seen + (points - jax.lax.stop_gradient(points)).astype(images.dtype))
+    def total(seen: Array) -> tuple[Array, Verdict]:
+        logits = logits_fn(seen)
         loss = sign * objective(logits, targets)
         hit = jnp.argmax(logits, axis=-1) == losses.as_labels(targets)
-        success = hit == targeted if by_success else jnp.zeros_like(hit)
-        return jnp.sum(loss), (loss, success)
+        return jnp.sum(loss), (loss, hit == targeted if by_success else jnp.zeros_like(hit))
 
-    return judge
+    def gradient(points: Array) -> tuple[Array, Verdict]:
+        slope, verdict = jax.grad(total, has_aux=True)(as_seen(points, images))
+        return working(slope), verdict
+
+    def verdict(points: Array) -> Verdict:
+        return total(as_seen(points, images))[1]
+
+    return gradient, verdict
 
 
 def ascend(
-    judge: Callable[[Array], tuple[Array, tuple[Array, Array]]],
-    ball: norms.Ball,
+    gradient: Callable[[Array], tuple[Array, Verdict]],
+    move: Callable[[Array, Array], Array],
     points: Array,
     best: Best,
-    clean: Array,
-    radius: Array,
-    step: Array,
     steps: int,
     momentum: float,
     keep_best: bool,
 ) -> tuple[Array, Best]:
-    """Runs one restart of `steps` steps from `points`; returns the last point and the best one.
+    """Moves `steps` times from `points`; returns the last point, not judged yet, and the best one before it.
 
-    A step's gradient comes with the loss of the point it starts from, so keeping the best costs one forward pass in
-    all: the last point's.
+    A step's gradient comes with the loss of the point it starts from, so keeping the best costs no further forward pass
+    here.
     """
-    plain = not is_concrete(momentum) or momentum == 0
+    plain = is_concrete(momentum) and momentum == 0
 
     def one_step(carry: tuple[Array, Array, Best], _: None) -> tuple[tuple[Array, Array, Best], None]:
         points, direction, best = carry
-        gradient, verdict = jax.grad(judge, has_aux=True)(points)
+        slope, verdict = gradient(points)
         best = better(best, points, *verdict) if keep_best else best
-        direction = gradient if plain else momentum * direction + l1_normalised(gradient)
-        points = points + expand(step, clean) * ball.steepest(direction, points)
-        return (ball.project(points, clean, radius), direction, best), None
+        direction = slope if plain else momentum * direction + l1_normalised(slope)
+        return (move(points, direction), direction, best), None
 
-    (points, _, best), _ = jax.lax.scan(one_step, (points, points - points, best), None, length=steps)
-    return points, (better(best, points, *judge(points)[1]) if keep_best else best)
+    at_rest = points - points  # not zeros_like: under shard_map it varies over devices as the carry does
+    (points, _, best), _ = jax.lax.scan(one_step, (points, at_rest, best), None, length=steps)
+    return points, best
 
 
 def l1_normalised(gradient: Array) -> Array:

@@ -138,7 +138,7 @@ def test_start_belongs_to_the_example(norm):
     images, _, _ = cloud(1, (4, 3, 5, 2), 0.1)
     epsilon = jnp.array([0.0, 0.1, 0.5, 1.0])
     points = START[norm](jax.random.split(jax.random.key(0), 4), images, epsilon)
-    again = START[norm](jax.random.split(jax.random.key(0), 4)[::-1], images[::-1], epsilon[::-1])
+    again = START[norm](jax.random.split(jax.random.key(0), 4)[jnp.arange(4)[::-1]], images[::-1], epsilon[::-1])
     np.testing.assert_array_equal(points, again[::-1])
     assert np.all(length(points - images, norm) <= epsilon * (1 + 1e-6) + 1e-6)
     assert points.min() >= 0.0 and points.max() <= 1.0

@@ -79,6 +79,14 @@ def test_steps_are_the_papers(momentum, problem):
     np.testing.assert_allclose(found, x, atol=1e-6)
 
 
+def test_momentum_may_be_traced(problem):
+    keys, logits_fn, images, labels = problem()
+    found = jax.jit(lambda m, k: attacks.pgd(epsilon=0.1, steps=3, momentum=m)(k, logits_fn, images, labels))(0.9, keys)
+    keys, *_ = problem()
+    expected = jax.jit(attacks.pgd(epsilon=0.1, steps=3, momentum=0.9))(keys, logits_fn, images, labels)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_restarts_never_lower_the_loss(problem):
     """The first restart is the single run's, so that more restarts can only add; and somewhere they do add."""
     keys, logits_fn, images, labels = problem((8, 6, 5, 3))
@@ -230,3 +238,13 @@ def test_bad_arguments_are_named(problem):
 def test_unknown_attack_suggests_the_nearest():
     with pytest.raises(ValueError, match=r"attack = 'pdg'.*did you mean 'pgd'\?"):
         attacks.build("pdg", epsilon=0.1)
+
+
+def test_the_tutorial_runs():
+    """The example in the package's docstring, as it stands there."""
+    lines = attacks.__doc__.splitlines()
+    example = "\n".join(line[4:] for line in lines if line.startswith("    "))
+    names = {}
+    exec(example, names)
+    distance = norms.get("linf").distance(names["adversarial"], names["images"])
+    assert jnp.all((distance > 0) & (distance <= 8 / 255 + 1e-6))
