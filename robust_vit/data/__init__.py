@@ -5,8 +5,7 @@
     batch = next(batches)  # {"image": uint8 [B,H,W,C], "label": int32 [B], "index": int32 [B], "mask": bool [B]}
 
 `sources` names the data sets, `splits` decides who is train, validation and test, `host` crops and flips, `pipeline`
-makes the batches. `mixing` (MixUp, CutMix, random erasing) runs on the device and is imported by name, so that
-loading processes need not import JAX for it.
+makes the batches out of `loading`'s examples. `mixing` (MixUp, CutMix, random erasing) runs on the device.
 """
 
 import dataclasses
@@ -14,13 +13,13 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from robust_vit.data import host, pipeline, sources, splits
+from robust_vit.data import host, mixing, pipeline, sources, splits
 from robust_vit.data.pipeline import evaluate, train
 from robust_vit.data.sources import names
 from robust_vit.errors import check
 from robust_vit.typing import Source
 
-__all__ = ["Dataset", "build", "evaluate", "host", "names", "pipeline", "sources", "splits", "train"]
+__all__ = ["Dataset", "build", "evaluate", "host", "mixing", "names", "pipeline", "sources", "splits", "train"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -85,8 +85,8 @@ def size_of(image: HostImage) -> tuple[int, int]:
 def resized_crop(image: HostImage, box: tuple[int, int, int, int], size: int, interpolation: str) -> HostImage:
     """Cuts `box` (top, left, height, width) and resizes it to size x size.
 
-    A JPEG is first decoded at the largest of 1/1, 1/2, 1/4, 1/8 that still has `size` pixels in the box: the result
-    differs from a full decode by rounding only, and large photographs cost a fraction.
+    A JPEG is first decoded at the smallest of 1/1, 1/2, 1/4, 1/8 that still has `size` pixels in the box. That costs a
+    little sharpness, which augmentation can spare, and saves most of the time on large photographs.
     """
     pil = as_pil(image)
     top, left, height, width = box

@@ -55,7 +55,7 @@ def cutmix(keys: Keys, images: Array, targets: Array, alpha: Array | float, bloc
 
     Reference: Yun et al. 2019, arXiv:1905.04899.
     """
-    lambda_keys, box_keys = jnp.unstack(jax.vmap(jax.random.split)(keys), axis=1)
+    lambda_keys, box_keys = derive(keys, 2)
     side = jnp.sqrt(1 - draw_lambda(lambda_keys, alpha))
     height, width = images.shape[1:3]
     inside = boxes(box_keys, height, width, jnp.floor(side * height), jnp.floor(side * width))  # [B,H,W]
@@ -88,9 +88,7 @@ def mix(
     Returns:
       (images, targets), shapes and dtypes kept.
     """
-    choice_keys, switch_keys, mixup_keys, cutmix_keys = jnp.unstack(
-        jax.vmap(lambda key: jax.random.split(key, 4))(keys), axis=1
-    )
+    choice_keys, switch_keys, mixup_keys, cutmix_keys = derive(keys, 4)
     mixed = jax.vmap(jax.random.uniform)(choice_keys) < probability
     cut = jax.vmap(jax.random.uniform)(switch_keys) < switch_probability
     blended = mixup(mixup_keys, images, targets, mixup_alpha, blocks)
@@ -131,7 +129,7 @@ def erase(
     """
     check("erase deviation", deviation, deviation > 0, "positive")
     height, width = images.shape[1:3]
-    choice, size, place, noise = jnp.unstack(jax.vmap(lambda key: jax.random.split(key, 4))(keys), axis=1)
+    choice, size, place, noise = derive(keys, 4)
     erased = jax.vmap(jax.random.uniform)(choice) < probability
     u = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(size)  # [B,2]
     pixels = height * width * (area[0] + (area[1] - area[0]) * u[:, 0])
@@ -143,6 +141,11 @@ def erase(
     normal = jax.vmap(lambda key: jax.random.truncated_normal(key, low, high, images.shape[1:]))(noise)
     drawn = jnp.clip(mean + deviation * normal, 0, 1).astype(images.dtype)
     return jnp.where((inside & erased[:, None, None])[..., None], drawn, images)
+
+
+def derive(keys: Keys, count: int) -> tuple[Keys, ...]:
+    """Returns `count` independent sets of keys [B], the given ones being used up."""
+    return jax.vmap(lambda key: tuple(jax.random.split(key, count)))(keys)
 
 
 def draw_lambda(keys: Keys, alpha: Array | float) -> Array:

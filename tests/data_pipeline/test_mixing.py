@@ -1,0 +1,130 @@
+"""MixUp, CutMix and random erasing against their formulas in float64 NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from robust_vit import randomness
+from robust_vit.data import mixing
+
+MIXUP, CUTMIX, MIX = (jax.jit(f, static_argnames="blocks") for f in (mixing.mixup, mixing.cutmix, mixing.mix))
+ERASE = jax.jit(mixing.erase)
+B, H, W, C, K = 8, 10, 12, 3, 5
+
+
+@pytest.fixture
+def batch():
+    rng = np.random.default_rng(0)
+    images = rng.uniform(size=(B, H, W, C)).astype(np.float32)
+    return jnp.asarray(images), jax.nn.one_hot(jnp.arange(B) % K, K)
+
+
+def keys(count=B):
+    """The same fresh keys at every call."""
+    return randomness.example_keys(0, jnp.arange(count), randomness.MIXING)
+
+
+def rolled(x, blocks):
+    x = np.asarray(x, np.float64)
+    return np.concatenate([np.roll(part, 1, axis=0) for part in np.split(x, blocks)])
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 4])
+def test_mixup_is_the_blend_its_targets_say(batch, blocks):
+    images, targets = batch
+    mixed, soft = MIXUP(keys(), images, targets, 0.8, blocks=blocks)
+    lam = np.asarray(mixing.draw_lambda(keys(), 0.8), np.float64)
+    expected = lam[:, None, None, None] * np.asarray(images, np.float64)
+    expected += (1 - lam)[:, None, None, None] * rolled(images, blocks)
+    np.testing.assert_allclose(mixed, expected, atol=1e-6)
+    np.testing.assert_allclose(
+        soft, lam[:, None] * np.asarray(targets) + (1 - lam)[:, None] * rolled(targets, blocks), atol=1e-6
+    )
+    assert len(np.unique(lam)) == B
+
+
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_cutmix_pastes_one_box_and_counts_its_pixels(batch, blocks):
+    images, targets = batch
+    mixed, soft = CUTMIX(keys(), images, targets, 1.0, blocks=blocks)
+    pasted = np.any(np.asarray(mixed) != np.asarray(images), axis=-1)
+    np.testing.assert_array_equal(np.asarray(mixed)[pasted], rolled(images, blocks).astype(np.float32)[pasted])
+    for i in range(B):
+        rows, columns = np.flatnonzero(pasted[i].any(1)), np.flatnonzero(pasted[i].any(0))
+        box = np.ix_(rows, columns)
+        assert pasted[i][box].all() and pasted[i].sum() == len(rows) * len(columns)
+        lam = 1 - pasted[i].mean()
+        expected = lam * np.asarray(targets)[i] + (1 - lam) * rolled(targets, blocks)[i]
+        np.testing.assert_allclose(soft[i], expected, atol=1e-6)
+    assert pasted.any()
+
+
+def test_cutmix_area_follows_lambda():
+    """The border cuts boxes off: on average 0.279 of 8x8 is pasted (200,000 draws of the same rule in plain Python)."""
+    images = jnp.broadcast_to(jnp.arange(2000.0)[:, None, None, None] / 2000, (2000, 8, 8, 1))
+    _, soft = CUTMIX(keys(2000), images, jax.nn.one_hot(jnp.arange(2000) % 2, 2), 1.0)
+    pasted = 1 - np.asarray(soft)[np.arange(2000), np.arange(2000) % 2]
+    assert abs(pasted.mean() - 0.279) < 0.025
+
+
+def test_mix_chooses_for_each_example_and_keeps_distributions(batch):
+    images, targets = batch
+    x, y = jnp.tile(images, (8, 1, 1, 1)), jnp.tile(targets, (8, 1))
+    mixed, soft = MIX(keys(64), x, y, probability=0.5)
+    untouched = np.all(np.asarray(mixed) == np.asarray(x), axis=(1, 2, 3))
+    np.testing.assert_array_equal(np.asarray(soft)[untouched], np.asarray(y)[untouched])
+    assert 16 <= untouched.sum() <= 48
+    np.testing.assert_allclose(soft.sum(-1), 1, atol=1e-6)
+    assert mixed.min() >= 0 and mixed.max() <= 1
+    same, kept = MIX(keys(64), x, y, probability=0.0)
+    assert jnp.array_equal(same, x) and jnp.array_equal(kept, y)
+
+
+def test_alpha_zero_changes_nothing_and_alpha_is_traced(batch):
+    images, targets = batch
+    traces = []
+
+    @jax.jit
+    def compiled(keys, images, targets, alpha):
+        traces.append(alpha)
+        return mixing.mixup(keys, images, targets, alpha)
+
+    for alpha in (0.0, 0.2, 1.0):
+        mixed, soft = compiled(keys(), images, targets, jnp.float32(alpha))
+        assert bool(jnp.array_equal(mixed, images) and jnp.array_equal(soft, targets)) == (alpha == 0)
+    assert len(traces) == 1
+
+
+def test_erase_overwrites_a_box_of_allowed_area():
+    images = jnp.full((256, 20, 20, 3), 2.0)  # a value that noise in [0,1] never takes
+    erased = np.asarray(ERASE(keys(256), images, 0.25))
+    changed = (erased != 2).all(-1)
+    assert np.array_equal(changed, (erased != 2).any(-1))
+    areas = changed.mean((1, 2))
+    assert 0.15 < np.mean(areas > 0) < 0.35
+    assert areas.max() < 0.45 and areas[areas > 0].min() > 0.005
+    noise = erased[changed]
+    assert noise.min() >= 0 and noise.max() <= 1 and abs(noise.mean() - 0.5) < 0.02 and 0.18 < noise.std() < 0.25
+    assert jnp.array_equal(ERASE(keys(256), images, 0.0), images)
+
+
+def test_one_example_depends_on_its_key_and_partner_only(batch):
+    """The same two neighbours in another batch mix alike: no draw is shared by the batch."""
+    images, targets = batch
+    whole = MIX(keys(), images, targets, blocks=4)
+    half = MIX(keys()[4:], images[4:], targets[4:], blocks=2)
+    for a, b in zip(whole, half):
+        assert jnp.array_equal(a[4:], b)
+
+
+def test_dtypes_are_kept(batch):
+    images, targets = (x.astype(jnp.bfloat16) for x in batch)
+    mixed, soft = jax.eval_shape(mixing.mix, keys(), images, targets)
+    erased = jax.eval_shape(mixing.erase, keys(), images)
+    assert mixed.dtype == soft.dtype == erased.dtype == jnp.bfloat16
+
+
+def test_blocks_must_divide_the_batch(batch):
+    with pytest.raises(ValueError, match="mixing blocks = 3: must be a divisor of the batch, 8"):
+        mixing.partner(batch[0], 3)
