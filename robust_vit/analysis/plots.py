@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
+from robust_vit.evaluation.report import pixels
+
 # One colour a meaning, in every picture (Okabe and Ito's, which colour-blind readers can tell apart).
 CLEAN, ROBUST, LOSS, EPSILON, RATE = "#0072B2", "#D55E00", "#333333", "#009E73", "#AA4499"
 RIGHT, WRONG = "#1A7F4E", "#C2261D"
@@ -78,7 +80,7 @@ def curves(metrics: Path, out: Path) -> None:
         _accuracies(accuracy, train, validation)
         _line(epsilon, train, "epsilon", EPSILON, fill=True)
         epsilon.set_title("epsilon of the training attack")
-        epsilon.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _pixels(value)))
+        epsilon.yaxis.set_major_formatter(FuncFormatter(lambda value, _: pixels(value)))
         _line(rate, train, "learning_rate", RATE, fill=True)
         rate.set_title("learning rate")
         rate.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
@@ -178,12 +180,12 @@ def examples(
             _picture(grid[2, column], adversarial[column])
             _verdict(grid[2, column], adversarial_probabilities[column], int(labels[column]), class_names)
             grid[0, column].set_title(_short(name), loc="center", pad=6)
-        words = ("clean", f"perturbation\nepsilon {_pixels(epsilon)}", "adversarial")
+        words = ("clean", f"perturbation\nepsilon {pixels(epsilon)}", "adversarial")
         for axes, word in zip(grid[:, 0], words):
             axes.set_ylabel(word, fontsize=10, color=INK, labelpad=8, linespacing=1.5)
         if signed is not None:
             bar = figure.colorbar(signed, ax=grid[1, :].tolist(), fraction=0.02, pad=0.012, aspect=14)
-            bar.set_ticks([-limit, 0, limit], labels=[f"−{_pixels(limit)}", "0", f"+{_pixels(limit)}"])
+            bar.set_ticks([-limit, 0, limit], labels=[f"−{pixels(limit)}", "0", f"+{pixels(limit)}"])
             bar.outline.set_visible(False)
         else:
             text = f"colours: change × {0.5 / limit:.3g} around grey"
@@ -252,7 +254,7 @@ def sweep(result: Mapping[str, Any], out: Path) -> None:
             axes.annotate(text, (0, accuracy[0]), (8, 6), textcoords="offset points", color=CLEAN)
         for row in curve:
             if row["epsilon"] > 0 and np.isclose(row["epsilon"], result.get("threat_epsilon", -1)):
-                text, point = f"{row['accuracy']:.1%} at {_pixels(row['epsilon'])}", (row["epsilon"], row["accuracy"])
+                text, point = f"{row['accuracy']:.1%} at {pixels(row['epsilon'])}", (row["epsilon"], row["accuracy"])
                 axes.plot([point[0]] * 2, [0, point[1]], color=FAINT, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
                 axes.annotate(text, point, (8, 4), textcoords="offset points", color=ROBUST)
         steps = f", PGD-{result['steps']}" if "steps" in result else ""
@@ -262,14 +264,6 @@ def sweep(result: Mapping[str, Any], out: Path) -> None:
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.legend(loc="upper right")
         _save(figure, out)
-
-
-def _pixels(value: float) -> str:
-    """A radius as people write it: a multiple of 1/255 where it is one."""
-    levels = 255 * value
-    if 0.5 <= levels <= 64 and abs(levels - round(levels)) < 1e-3:
-        return f"{round(levels)}/255"
-    return f"{value:.3g}"
 
 
 def _figure(width: float, height: float, rows: int, columns: int, *, squeeze: bool = True, **grid: Any) -> tuple:

@@ -148,6 +148,8 @@ def show(result: Result, to: rich.console.Console | None = None, class_names: It
             made.box, title, made.title = box, made.title, None  # rich would break a title at the table's width
             to.print(title, style="bold", soft_wrap=True)
             to.print(made)
+    if result.get("previous"):
+        to.print(f"{RESULT} keeps {len(result['previous'])} earlier results of other weights, splits or settings")
 
 
 def summary(result: Result) -> rich.table.Table:
@@ -182,9 +184,10 @@ def threat(entry: Mapping[str, Any]) -> str:
 
 
 def pixels(epsilon: float) -> str:
-    """Epsilon as people write it: a multiple of 1/255 where it is one, else a decimal."""
+    """Epsilon as people write it: 0.1, 0.025, 8/255, and a rounded decimal where it is neither."""
     levels = 255 * epsilon
-    if 0.5 <= levels <= 64 and abs(levels - round(levels)) < 1e-4:
+    short = abs(epsilon - round(epsilon, 3)) < 1e-7
+    if not short and levels <= 64 and abs(levels - round(levels)) < 1e-4:
         return f"{round(levels)}/255"
     return f"{epsilon:.4g}"
 

@@ -6,6 +6,7 @@ function and a line in `SUITES`; a table of its own is a function and a line in 
 """
 
 import dataclasses
+import functools
 import pathlib
 import re
 import time
@@ -19,7 +20,7 @@ from jax.sharding import Mesh
 from robust_vit import attacks, errors, parallel
 from robust_vit.evaluation import fingerprint, report
 from robust_vit.evaluation.measure import Batch, Measurement, Measurer
-from robust_vit.typing import LogitsFn, Variables
+from robust_vit.typing import Attack, LogitsFn, Variables
 
 # Multiples of epsilon that the sweep visits. It has to end where no model stands: a robustness that survives an epsilon
 # which can turn any image into any other is an artefact of the attack.
@@ -82,7 +83,7 @@ def clean(context: Context) -> dict[str, Any]:
 def fgsm(context: Context) -> dict[str, Any]:
     """Accuracy after one full step from the image itself: weak, and told beside PGD because a large gap says much."""
     settings = {"norm": context.norm, "epsilon": context.epsilon}
-    return _under(context, attacks.fgsm(**settings)) | settings
+    return _under(context, attacks.fgsm, settings)
 
 
 def pgd(context: Context) -> dict[str, Any]:
@@ -94,7 +95,7 @@ def pgd(context: Context) -> dict[str, Any]:
         "restarts": context.restarts,
         "step_size": context.step_size_for(context.epsilon, context.steps),
     }
-    return _under(context, attacks.pgd(**settings, keep="success")) | settings
+    return _under(context, functools.partial(attacks.pgd, keep="success"), settings)
 
 
 def sweep(context: Context) -> dict[str, Any]:
@@ -108,11 +109,11 @@ def sweep(context: Context) -> dict[str, Any]:
     default = sorted({min(multiple * context.epsilon, cap) for multiple in SWEEP})
     epsilons = [float(e) for e in context.options.get("sweep_epsilons", default)]
     largest = max(epsilons)
-    errors.check("sweep_epsilons", epsilons, min(epsilons) >= 0 and largest > 0, "at least 0, and one of them above 0")
+    errors.check("sweep_epsilons", epsilons, min(epsilons) >= 0, "at least 0")
     settings = {"norm": context.norm, "epsilon": largest, "steps": steps, "restarts": 1}
     settings["step_size"] = context.step_size_for(largest, steps) if context.step_size is None else context.step_size
-    measurer = context.measurer(attacks.pgd(**settings, keep="success"))
-    measured = measurer.sweep(context.logits_fn, context.batches(), [e / largest for e in epsilons])
+    measurer = context.measurer(attacks.pgd(**settings, keep="success") if largest else None)
+    measured = measurer.sweep(context.logits_fn, context.batches(), [e / (largest or 1.0) for e in epsilons])
     curve = [{"epsilon": e, **_point(m)} for e, m in zip(epsilons, measured)]
     told = {"threat_epsilon": context.epsilon, "reaches_zero": measured[-1].correct == 0}
     return settings | {"epsilons": epsilons, "curve": curve} | told
@@ -125,6 +126,34 @@ SUITES: dict[str, Callable[[Context], dict[str, Any]]] = {
     "pgd": pgd,
     "sweep": sweep,
 }
+
+
+def _floats(text: str) -> list[float]:
+    return [float(part) for part in text.split("/")]
+
+
+# What single suites take besides, and how it is read from the command line: a name, and a function of the text.
+OPTIONS: dict[str, Callable[[str], Any]] = {
+    "sweep_steps": int,
+    "sweep_epsilons": _floats,  # 0/0.05/0.1
+}
+
+
+def read_options(words: Iterable[str]) -> dict[str, Any]:
+    """Reads `name=value` words.
+
+    Raises:
+      ValueError: for an unknown name, with the nearest known one, or a value that is not of its kind.
+    """
+    options = {}
+    for word in words:
+        name, _, text = word.partition("=")
+        read = errors.lookup("option", name, OPTIONS)
+        try:
+            options[name] = read(text)
+        except ValueError as error:
+            raise ValueError(f"option {name} = {text!r}: cannot be read ({error})") from None
+    return options
 
 
 def parse(names: str | Iterable[str]) -> list[str]:
@@ -159,6 +188,8 @@ def run_suites(
         entry = SUITES[name](context)
         seconds = time.perf_counter() - start
         results[name] = entry | {"seed": context.seed, "measured": report.stamp(seconds)}
+        figure = "" if entry.get("accuracy") is None else f"accuracy {entry['accuracy']:.2%}, "
+        context.say(f"{name}: {figure}{seconds:.1f} s")
         if done is not None:
             done(name, results[name])
     return results
@@ -212,8 +243,10 @@ def identify(logits_fn: LogitsFn, image_shape: Sequence[int]) -> str:
     return fingerprint.weights([*traced.consts, np.frombuffer(program.encode(), np.uint8)])
 
 
-def _under(context: Context, attack: Any) -> dict[str, Any]:
-    return context.measurer(attack).measure(context.logits_fn, context.batches()).to_dict()
+def _under(context: Context, factory: Callable[..., Attack], settings: dict[str, Any]) -> dict[str, Any]:
+    """Accuracy under an attack, with its settings; a ball of radius 0 needs none, and has no step size to give it."""
+    attack = factory(**settings) if context.epsilon else None
+    return context.measurer(attack).measure(context.logits_fn, context.batches()).to_dict() | settings
 
 
 def _point(measured: Measurement) -> dict[str, Any]:

@@ -92,6 +92,12 @@ def test_sweep_runs_from_clean_to_zero_and_matches_single_measurements(context, 
     assert at_epsilon["correct"] == Measurer(single).measure(context.logits_fn, context.batches()).correct
 
 
+def test_a_threat_model_of_epsilon_zero_is_the_clean_accuracy(context, results):
+    harmless = suites.run_suites("fgsm,pgd,sweep", dataclasses.replace(context, epsilon=0.0))
+    assert harmless["fgsm"]["correct"] == harmless["pgd"]["correct"] == results["clean"]["correct"]
+    assert [point["correct"] for point in harmless["sweep"]["curve"]] == [results["clean"]["correct"]]
+
+
 def test_every_result_is_handed_over_as_soon_as_it_is_known(context, monkeypatch):
     def fails(context):
         raise KeyboardInterrupt
@@ -195,7 +201,8 @@ def test_long_class_tables_show_the_weakest():
 
 
 def test_pixels_are_written_as_people_write_them():
-    assert [report.pixels(e) for e in (8 / 255, 0.1, 0.5, 3.0, 0)] == ["8/255", "0.1", "0.5", "3", "0"]
+    values = (8 / 255, 0.1, 0.2, 1.5 / 255, 3.0, 0)
+    assert [report.pixels(value) for value in values] == ["8/255", "0.1", "0.2", "0.005882", "3", "0"]
 
 
 def test_command_line_is_recorded_as_typed():
