@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, UnidentifiedImageError
 
 from robust_vit.errors import check, lookup, nearest
 
@@ -40,6 +40,8 @@ def decode(encoded: bytes, channels: int = 3) -> Image.Image:
     """
     try:
         image = Image.open(io.BytesIO(encoded))
+    except UnidentifiedImageError as error:
+        raise BadImage(f"{len(encoded)} bytes that are no image") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more on broken headers
         raise BadImage(str(error)) from error
     if image.format == "JPEG" and image.mode in ("L", "RGB"):

@@ -49,7 +49,7 @@ def test_a_truncated_file_is_a_bad_image_wherever_it_is_read(form):
     for transform in (host.RandomResizedCrop(8), host.ResizeCentreCrop(8), host.RandomCrop(8), host.Flip(1.0)):
         with pytest.raises(host.BadImage):
             host.as_array(transform(host.decode(data[: len(data) // 2]), rng()))
-    with pytest.raises(host.BadImage):
+    with pytest.raises(host.BadImage, match="15 bytes that are no image"):
         host.decode(b"no image at all")
 
 
