@@ -8,6 +8,7 @@ and logits are computed in `wide(dtype)`, at least float32. Nothing is hard-code
 `dtype=param_dtype=float64` under `jax_enable_x64` a model runs in float64 throughout.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -82,12 +83,23 @@ def torch_default(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) ->
 # Activations ----------------------------------------------------------------------------------------------------------
 
 
+@jax.custom_jvp
 def gelu(x: Array) -> Array:
-    """The exact GELU, 0.5 x (1 + erf(x / sqrt 2)): what timm's weights were trained with.
+    """The exact GELU, x Phi(x) = 0.5 x (1 + erf(x / sqrt 2)): what timm's weights were trained with.
 
     `jax.nn.gelu` defaults to the tanh form (another function), and its exact form goes through erfc, 3x slower on CPU.
     """
     return 0.5 * x * (1 + lax.erf(x * 2**-0.5))
+
+
+@gelu.defjvp
+def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    # Phi(x) + x phi(x) as one array to keep for the backward pass; left to itself, autodiff keeps four, and the input
+    # gradient of a small ViT takes 1.16 times as long
+    (x,), (dx,) = primals, tangents
+    cdf = 0.5 * (1 + lax.erf(x * 2**-0.5))
+    pdf = jnp.exp(-0.5 * x * x) * (2 * math.pi) ** -0.5
+    return x * cdf, dx * (cdf + x * pdf)
 
 
 def hardswish(x: Array) -> Array:
