@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from robust_vit import attacks, errors, parallel
 from robust_vit.evaluation import fingerprint, report
-from robust_vit.evaluation.measure import Batch, Measurement, Measurer
+from robust_vit.evaluation.measure import Batch, Measurement, Measurer, padded
 from robust_vit.typing import Attack, LogitsFn, Variables
 
 # Multiples of epsilon that the sweep visits. It has to end where no model stands: a robustness that survives an epsilon
@@ -69,6 +69,11 @@ class Context:
         """The step size of a PGD of so many steps in a ball of so large a radius."""
         scale = epsilon / self.epsilon if self.epsilon else 1.0
         return 2.5 * epsilon / steps if self.step_size is None else self.step_size * scale
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The split in memory, without padding: images [N,H,W,C] as stored, labels [N], dataset indices [N]."""
+        parts = [{k: v[b["mask"]] for k, v in b.items()} for b in padded(self.batches())]
+        return tuple(np.concatenate([part[name] for part in parts]) for name in ("image", "label", "index"))
 
     def measurer(self, attack: Any = None) -> Measurer:
         """A Measurer on this context's devices and seed."""

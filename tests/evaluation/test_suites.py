@@ -98,6 +98,13 @@ def test_a_threat_model_of_epsilon_zero_is_the_clean_accuracy(context, results):
     assert [point["correct"] for point in harmless["sweep"]["curve"]] == [results["clean"]["correct"]]
 
 
+def test_arrays_hold_every_example_once(context):
+    images, labels, indices = context.arrays()
+    np.testing.assert_array_equal(indices, np.arange(EXAMPLES))
+    assert images.shape == (EXAMPLES, 3, 3, 1) and labels.shape == (EXAMPLES,)
+    np.testing.assert_array_equal(images[16:], context.batches()[1]["image"])
+
+
 def test_every_result_is_handed_over_as_soon_as_it_is_known(context, monkeypatch):
     def fails(context):
         raise KeyboardInterrupt
