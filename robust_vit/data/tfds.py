@@ -41,7 +41,7 @@ def tfds(
     supervised = builder.info.supervised_keys or ("image", "label")
     keys = image_key or supervised[0], label_key or supervised[1]
     for field, key in zip(("data.options.image_key", "data.options.label_key"), keys):
-        check(field, key, key in builder.info.features, f"one of {', '.join(builder.info.features)}")
+        check(field, key, key in builder.info.features, f"one of {', '.join(sorted(builder.info.features))}")
     stored = {name for name, info in builder.info.splits.items() if info.num_examples}
     return splits.open_split(split, sorted(stored), lambda part: TfdsSource(builder, part, *keys), **parts)
 
