@@ -146,7 +146,10 @@ class Dense(nn.Module):
 
 
 class Head(nn.Module):
-    """The classifier: features [B,D] -> logits [B,K] in `wide(dtype)`, whatever the compute precision before it."""
+    """The classifier: features [B,D] -> logits [B,K] in `wide(dtype)`, whatever the compute precision before it.
+
+    With `num_classes=0` there is none, and the features come back, as in timm.
+    """
 
     num_classes: int
     kernel_init: Callable[..., Array] = trunc_normal(0.02)
@@ -157,6 +160,8 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, features: Array) -> Array:
         dtype = wide(self.dtype)
+        if not self.num_classes:
+            return features.astype(dtype)
         kernel = self.param("kernel", self.kernel_init, (features.shape[-1], self.num_classes), self.param_dtype)
         logits = features.astype(dtype) @ kernel.astype(dtype)
         if self.use_bias:

@@ -232,7 +232,7 @@ TINY = dict(width=192, depth=12, heads=3)
 SMALL = dict(width=384, depth=12, heads=6)
 BASE = dict(width=768, depth=12, heads=12)
 LARGE = dict(width=1024, depth=24, heads=16)
-HUGE = dict(width=1280, depth=32, heads=16)
+HUGE = dict(width=1280, depth=32, heads=16, num_classes=0)  # timm has this size without a head: say num_classes
 
 MODELS = {
     "vit": functools.partial(ViT),
