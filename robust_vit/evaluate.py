@@ -26,7 +26,7 @@ from robust_vit.config import ConfigDict
 from robust_vit.data import pipeline, splits
 from robust_vit.errors import check, lookup
 from robust_vit.evaluation import report, suites
-from robust_vit.training import checkpoint, loop
+from robust_vit.training import checkpoint, experiment
 from robust_vit.typing import LogitsFn
 
 # Flags of this command alone: the global FLAGS would clash with those of other commands in one process.
@@ -109,7 +109,7 @@ def split_batches(
     config: ConfigDict, split: str, batch_size: int | None = None, limit: int | None = None
 ) -> tuple[pipeline.Evaluation, Any]:
     """Opens a split of a configuration's data: this host's masked batches, re-iterable, and their source."""
-    dataset = loop.build_data(config)
+    dataset = experiment.build_data(config)
     source = dataset.split(split)
     batches = pipeline.evaluate(
         source,

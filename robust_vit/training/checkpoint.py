@@ -1,6 +1,6 @@
 """Checkpoints: state and data position together, written asynchronously. The only file that knows orbax.
 
-Kept are the latest few and the best by validation. A checkpoint that cannot be read is named, set aside and never deleted.
+Kept are the latest few and the best by validation. One that cannot be read is named and set aside, never deleted.
 """
 
 import pathlib
@@ -15,6 +15,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from robust_vit import config as config_lib
 from robust_vit import models
+from robust_vit.training.experiment import model_keywords
 from robust_vit.training.state import TrainState
 
 logging.set_verbosity(logging.ERROR)  # orbax reports every file at INFO
@@ -34,9 +35,11 @@ class Checkpoints:
         self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
         self.select = select
         policies = checkpoint_managers
-        rules = [policies.LatestN(keep)]
+        rules = [policies.LatestN(n=keep)]
         if select:
-            best = policies.BestN(lambda metrics: metrics[select], n=1, keep_checkpoints_without_metrics=False)
+            best = policies.BestN(
+                get_metric_fn=lambda metrics: metrics[select], n=1, keep_checkpoints_without_metrics=False
+            )
             rules.append(best)
         self.manager = ocp.CheckpointManager(
             self.directory,
@@ -73,7 +76,7 @@ class Checkpoints:
           step: a certain step; None for the newest.
 
         Returns:
-          (state, data position), or None in an empty folder. A damaged newest checkpoint is named in a warning, moved to
+          (state, data position), or None in an empty folder. A damaged newest one is named in a warning, moved to
           `damaged/`, and the one before it is used.
 
         Raises:
@@ -168,9 +171,3 @@ def load(workdir: str | pathlib.Path, step: str | int = "best", weights: str = "
 def selection(config: Any) -> str:
     """The metric that selects the best checkpoint: of the averaged weights where there are any."""
     return ("ema_" if config.optimizer.ema_decay else "") + config.validation.select
-
-
-def model_keywords(config: Any) -> dict[str, Any]:
-    """The keywords of the model that a configuration describes: every field of its section but the name."""
-    section = config_lib.plain(config.model)
-    return {name: value for name, value in section.items() if name != "name"}

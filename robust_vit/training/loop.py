@@ -1,100 +1,34 @@
 """One run from a configuration to a run folder.
 
-    validate -> mesh -> data -> model, attack, objective, optimiser -> step -> restore -> loop: step, report, save, validate
+    validate -> mesh -> data -> model, attack, objective, optimiser -> step -> restore
+    -> loop: step, report, save, validate -> finish: evaluate, draw
 
 A reader who knows the parts can begin at `run`.
 """
 
-import dataclasses
 import functools
+import json
 import pathlib
 import signal
-import time
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 
-from robust_vit import attacks, data, models, objectives, parallel
+from robust_vit import attacks, models, parallel
 from robust_vit import config as config_lib
 from robust_vit.config import ConfigDict
-from robust_vit.data import host, pipeline
+from robust_vit.data import pipeline
 from robust_vit.evaluation.measure import Measurer
-from robust_vit.training import optimizer, schedules, state, step
-from robust_vit.training.checkpoint import Checkpoints, model_keywords, selection
+from robust_vit.training import finish, state
+from robust_vit.training.checkpoint import Checkpoints, selection
+from robust_vit.training.experiment import Experiment, build, evaluation_batches
+from robust_vit.training.metrics import Meter
 from robust_vit.training.report import Report, environment
-from robust_vit.typing import Attack
 
 
 class NonFiniteError(RuntimeError):
     """Training met a NaN or an infinity."""
-
-
-@dataclasses.dataclass
-class Experiment:
-    """The parts of a run, built from a configuration; nothing is compiled yet."""
-
-    config: ConfigDict
-    mesh: Any
-    dataset: Any
-    module: Any
-    attack: Attack
-    tx: optax.GradientTransformation
-    step: step.Step
-    learning_rate: schedules.Schedule
-    strength: schedules.Schedule
-    total_steps: int
-    steps_per_epoch: float
-
-
-def build(config: ConfigDict) -> Experiment:
-    """Checks a configuration and builds the parts it describes.
-
-    Raises:
-      ValueError: one line that names the field, its value and what is allowed.
-    """
-    mesh = parallel.mesh(config.parallel.devices)
-    config_lib.validate(config, mesh.size)
-    dataset = data.build(config.data.name, **config_lib.plain(config.data.options))
-    resolve(config, dataset)
-    module = models.build(config.model.name, **model_keywords(config))
-    attack = build_attack(config.attack)
-    factory = objectives.OBJECTIVES[config.objective.name]
-    objective = factory(**config_lib.keywords(config.objective, factory))
-    tx = optimizer.build(**config_lib.keywords(config.optimizer, optimizer.build))
-    made = step.make(
-        module,
-        objective,
-        attack,
-        tx,
-        num_classes=dataset.num_classes,
-        seed=config.seed,
-        ema_decay=config.optimizer.ema_decay,
-        accumulation=config.optimizer.accumulation,
-        batch_norm=config.attack.batch_norm,
-    )
-    steps_per_epoch = len(dataset.train) / config.data.batch_size
-    total = max(1, round(config.training.epochs * steps_per_epoch))
-    rates = config_lib.keywords(config.optimizer, schedules.learning_rate)
-    rate = schedules.learning_rate(total_steps=total, steps_per_epoch=steps_per_epoch, **rates)
-    warmup = config_lib.keywords(config.attack, schedules.strength)
-    strength = schedules.strength(steps_per_epoch=steps_per_epoch, **warmup)
-    return Experiment(config, mesh, dataset, module, attack, tx, made, rate, strength, total, steps_per_epoch)
-
-
-def build_attack(section: ConfigDict, **changes: Any) -> Attack:
-    """Makes the attack that a configuration section describes, with some of its keywords changed."""
-    factory = attacks.ATTACKS[section.name]
-    return factory(**(config_lib.keywords(section, factory) | changes))
-
-
-def resolve(config: ConfigDict, dataset: Any) -> None:
-    """Fills in what the model takes from the data, so that the stored configuration rebuilds it alone."""
-    with config.unlocked():
-        for name, value in (("num_classes", dataset.num_classes), ("image_size", tuple(dataset.image_shape[:2]))):
-            if name not in config.model:
-                config.model[name] = value
 
 
 def run(config: ConfigDict, workdir: str | pathlib.Path, live: bool | None = None) -> dict[str, Any] | None:
@@ -102,7 +36,7 @@ def run(config: ConfigDict, workdir: str | pathlib.Path, live: bool | None = Non
 
     Args:
       config: a complete configuration.
-      workdir: the run folder, made if needed. A folder that holds this run is resumed; one that holds another is refused.
+      workdir: the run folder, made if needed; one that holds this run is resumed, one that holds another is refused.
       live: a live display; None decides by whether the output is a terminal.
 
     Returns:
@@ -118,9 +52,7 @@ def run(config: ConfigDict, workdir: str | pathlib.Path, live: bool | None = Non
         trainer.close()
     if not finished:
         return None
-    from robust_vit.training.finish import finish
-
-    return finish(experiment, workdir)
+    return finish.finish(experiment, workdir)
 
 
 def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
@@ -137,8 +69,6 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
         if found:
             raise ValueError(f"workdir = {str(workdir)!r}: holds a run with {found[0]}; choose another folder")
     if parallel.is_main():
-        import json
-
         workdir.mkdir(parents=True, exist_ok=True)
         path.write_text(config_lib.to_json(config))
         (workdir / "environment.json").write_text(json.dumps(environment(), indent=1))
@@ -161,7 +91,7 @@ class Trainer:
             e.dataset.train,
             batch_size=c.data.batch_size,
             seed=c.seed,
-            transforms=host.build(c.data.train_transforms),
+            transforms=e.dataset.train_transforms,
             host_index=jax.process_index(),
             host_count=jax.process_count(),
             workers=c.data.workers,
@@ -236,7 +166,7 @@ class Trainer:
         self.state, metrics = self.compiled(self.state, placed, np.float32(rate), np.float32(strength))
         return self.step + 1, rate, strength, metrics
 
-    def _collect(self, launched: tuple[int, float, float, Any] | None, meter: "Meter") -> None:
+    def _collect(self, launched: tuple[int, float, float, Any] | None, meter: Meter) -> None:
         """Fetches a step's metrics, guards against non-finite ones, reports every so often."""
         if launched is None:
             return
@@ -287,14 +217,11 @@ class Trainer:
 
     def close(self) -> None:
         """Ends the display, flushes files, reports images that could not be read."""
-        bad = getattr(self.batches, "bad", ())
-        if bad:
-            self.report.say(f"{len(bad)} unreadable images were replaced; the first is {next(iter(bad))}")
+        if self.batches.bad.count:
+            self.report.say(str(self.batches.bad))
         self.report.close()
         self.checkpoints.close()
-        closer = getattr(self.batches, "close", None)
-        if closer:
-            closer()
+        self.batches.close()
 
 
 def _validators(experiment: Experiment) -> dict[str, Measurer]:
@@ -309,48 +236,3 @@ def _validators(experiment: Experiment) -> dict[str, Measurer]:
     )
     mesh = experiment.mesh
     return {"clean_accuracy": Measurer(None, mesh, c.seed), "robust_accuracy": Measurer(attack, mesh, c.seed)}
-
-
-def evaluation_batches(experiment: Experiment, split: str) -> Any:
-    """Padded, masked batches of a split for this host."""
-    c = experiment.config
-    return pipeline.evaluate(
-        getattr(experiment.dataset, split),
-        batch_size=c.evaluation.batch_size,
-        transforms=host.build(c.data.evaluation_transforms),
-        host_index=jax.process_index(),
-        host_count=jax.process_count(),
-        limit=(c.validation.examples or None) if split == "validation" else None,
-    )
-
-
-class Meter:
-    """Means since the last reading, with throughput; the first step's time is reported as the compile time."""
-
-    def __init__(self, batch_size: int):
-        self.batch_size, self.rows, self.clock = batch_size, [], time.perf_counter()
-        self.compile_seconds: float | None = None
-        self.compiled = False
-
-    def add(self, metrics: dict[str, float]) -> None:
-        """Takes one step's metrics."""
-        if not self.compiled:
-            self.compile_seconds, self.compiled = time.perf_counter() - self.clock, True
-            self.clock = time.perf_counter()
-        self.rows.append(metrics)
-
-    def pause(self) -> None:
-        """Restarts the clock after validation, so that its time is not counted as training's."""
-        self.clock = time.perf_counter()
-
-    def read(self) -> dict[str, float]:
-        """Returns the means and starts anew."""
-        means = {name: float(np.mean([row[name] for row in self.rows])) for name in self.rows[0]}
-        means["clean_accuracy"] = means.pop("clean_correct")
-        means["robust_accuracy"] = means.pop("robust_correct")
-        seconds = (time.perf_counter() - self.clock) / len(self.rows)
-        means |= {"step_seconds": seconds, "images_per_second": self.batch_size / max(seconds, 1e-9)}
-        if self.compile_seconds is not None:
-            means["compile_seconds"], self.compile_seconds = self.compile_seconds, None
-        self.rows, self.clock = [], time.perf_counter()
-        return means

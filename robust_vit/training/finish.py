@@ -1,0 +1,94 @@
+"""The end of a run: the selected checkpoint on the test split, then the pictures."""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from robust_vit import attacks, models, parallel, randomness
+from robust_vit.analysis import plots
+from robust_vit.evaluation import report, suites
+from robust_vit.evaluation.measure import as_float
+from robust_vit.training import checkpoint
+from robust_vit.training.experiment import Experiment, evaluation_batches
+
+PICTURED = 8  # images in examples.png
+
+
+def finish(experiment: Experiment, workdir: pathlib.Path) -> dict[str, Any]:
+    """Evaluates on the test split and draws `curves.png`, `examples.png` and `sweep.png`.
+
+    Args:
+      experiment: the run's parts.
+      workdir: its folder, with checkpoints.
+
+    Returns:
+      The content of result.json.
+    """
+    config, module, variables, step = checkpoint.load(workdir, "best")
+    context = context_of(experiment, module, variables, workdir)
+    path = workdir / report.RESULT
+    if config.evaluation.suite:
+        result = suites.evaluate(config.evaluation.suite, context, path, step=step)
+    else:
+        result = report.read(path)
+    if parallel.is_main():
+        report.show(result, class_names=context.class_names)
+        draw(context, workdir, result)
+    return result
+
+
+def context_of(experiment: Experiment, module: Any, variables: dict, workdir: pathlib.Path) -> suites.Context:
+    """What the evaluation suites need to know of a run."""
+    config = experiment.config
+    return suites.Context(
+        logits_fn=models.logits_fn(module, variables),
+        batches=lambda: evaluation_batches(experiment, "test"),
+        norm=config.attack.norm,
+        epsilon=config.attack.epsilon,
+        steps=config.evaluation.steps,
+        restarts=config.evaluation.restarts,
+        seed=config.seed,
+        mesh=experiment.mesh,
+        module=module,
+        variables=variables,
+        workdir=workdir,
+        class_names=getattr(experiment.dataset.test, "class_names", None),
+    )
+
+
+def draw(context: suites.Context, workdir: pathlib.Path, result: dict[str, Any]) -> None:
+    """Writes the pictures of a run."""
+    plots.curves(workdir / "metrics.jsonl", workdir / "curves.png")
+    if "sweep" in result:
+        plots.sweep(result["sweep"], workdir / "sweep.png")
+    images, labels, indices = pictured(context)
+    attack = attacks.pgd(norm=context.norm, epsilon=context.epsilon, steps=context.steps, keep="success")
+    keys = randomness.example_keys(context.seed, indices, randomness.EVALUATION_ATTACK)
+    adversarial = jax.jit(attack)(keys, context.logits_fn, images, labels)
+    probabilities = jax.jit(lambda f, x: jax.nn.softmax(f(x)))
+    plots.examples(
+        np.asarray(images),
+        np.asarray(adversarial),
+        np.asarray(labels),
+        np.asarray(probabilities(context.logits_fn, images)),
+        np.asarray(probabilities(context.logits_fn, adversarial)),
+        context.class_names or [str(k) for k in range(context.module.num_classes)],
+        context.epsilon,
+        workdir / "examples.png",
+    )
+
+
+def pictured(context: suites.Context) -> tuple[jax.Array, jax.Array, np.ndarray]:
+    """The first test image of each class in turn, up to PICTURED: (images, labels, dataset indices)."""
+    chosen: dict[int, tuple[np.ndarray, int]] = {}
+    for batch in context.batches():
+        for image, label, index, real in zip(batch["image"], batch["label"], batch["index"], batch["mask"]):
+            if real and int(label) not in chosen and len(chosen) < PICTURED:
+                chosen[int(label)] = (image, int(index))
+        if len(chosen) == PICTURED:
+            break
+    labels = sorted(chosen)
+    images = as_float(jax.numpy.asarray(np.stack([chosen[label][0] for label in labels])))
+    return images, jax.numpy.asarray(labels), np.array([chosen[label][1] for label in labels])
