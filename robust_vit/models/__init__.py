@@ -25,10 +25,13 @@ import jax
 import jax.numpy as jnp
 
 from robust_vit.errors import check, lookup
-from robust_vit.models import layers, vit
+from robust_vit.models import efficientvit, layers, mobilevit, swin, vit
 from robust_vit.typing import Array, LogitsFn, Variables
 
 MODELS: dict[str, functools.partial] = {
+    **efficientvit.MODELS,
+    **mobilevit.MODELS,
+    **swin.MODELS,
     **vit.MODELS,
 }
 
@@ -148,7 +151,7 @@ def _validate(module: nn.Module) -> None:
     size = module.image_size if isinstance(module.image_size, tuple) else (module.image_size,) * 2
     sides = len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
     check("image_size", module.image_size, sides, "a positive integer or (height, width)")
-    check("num_classes", module.num_classes, module.num_classes > 0, "at least 1")
+    check("num_classes", module.num_classes, module.num_classes >= 0, "positive, or 0 for no head")
     check("drop_path", module.drop_path, 0 <= module.drop_path < 1, "a rate in [0, 1)")
     channels = module.channels
     check("mean", module.mean, len(module.mean) in (0, 1, channels), f"empty, one value or {channels} values")
