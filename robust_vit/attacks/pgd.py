@@ -52,7 +52,8 @@ def pgd(
     """Makes a PGD attack: x <- project(x + step_size * steepest(gradient of the loss)), from a random start.
 
     Args:
-      norm: "linf", "l2" or "l1".
+      norm: "linf", "l2" or "l1". An L1 step moves the 1 % of values with the largest gradient, which is not the best
+        sparsity for every radius: evaluate L1 with an attack that adapts it (APGD).
       epsilon: radius of the ball, in units of the [0,1] pixel range; scalar or [B], may be traced.
       step_size: length of a step in the same norm and units; 2.5 * epsilon / steps by default (Madry et al.).
       steps: gradient evaluations a restart; part of the program's shape only as a loop bound.

@@ -79,7 +79,8 @@ def test_projection_is_the_oracles(norm, seed, shape, spread, scale):
     largest = {"linf": 1.0, "l2": 3.0, "l1": 20.0}[norm]
     epsilon = (scale * largest * rng.uniform(size=shape[0])).astype(np.float32)
     projected = np.asarray(PROJECT[norm](points, images, epsilon))
-    np.testing.assert_allclose(projected, oracle_projection(points, images, epsilon, norm), atol=2e-6)
+    resolution = 2e-6 * max(1.0, spread)  # a float32 of size 30 has a spacing of 2e-6
+    np.testing.assert_allclose(projected, oracle_projection(points, images, epsilon, norm), atol=resolution)
     assert np.all(length(projected - images.astype(np.float64), norm) <= epsilon * (1 + 1e-6) + 1e-6)
     assert projected.min() >= 0.0 and projected.max() <= 1.0
     np.testing.assert_allclose(PROJECT[norm](projected, images, epsilon), projected, atol=2e-6)  # idempotent
