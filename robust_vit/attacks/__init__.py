@@ -34,14 +34,21 @@ from collections.abc import Callable
 from typing import Any
 
 from robust_vit.attacks import losses, norms
+from robust_vit.attacks.apgd import apgd_run
 from robust_vit.attacks.arguments import check_choice
+from robust_vit.attacks.fab import fab_run
 from robust_vit.attacks.fgsm import fgsm
 from robust_vit.attacks.pgd import pgd
+from robust_vit.attacks.sequence import apgd, fab, square
+from robust_vit.attacks.square import square_run
 from robust_vit.typing import Attack
 
 ATTACKS: dict[str, Callable[..., Attack]] = {
+    "apgd": apgd,
+    "fab": fab,
     "fgsm": fgsm,
     "pgd": pgd,
+    "square": square,
 }
 
 
@@ -60,4 +67,18 @@ def build(name: str, **keywords: Any) -> Attack:
     return ATTACKS[name](**keywords)
 
 
-__all__ = ["ATTACKS", "build", "fgsm", "losses", "names", "norms", "pgd"]
+__all__ = [
+    "ATTACKS",
+    "apgd",
+    "apgd_run",
+    "build",
+    "fab",
+    "fab_run",
+    "fgsm",
+    "losses",
+    "names",
+    "norms",
+    "pgd",
+    "square",
+    "square_run",
+]

@@ -75,6 +75,18 @@ def margin(logits: Array, targets: Array) -> Array:
     return jnp.max(jnp.where(is_y, -jnp.inf, z), axis=-1) - z_y
 
 
+def probability_margin(logits: Array, targets: Array) -> Array:
+    """max_{j != y} q_j - q_y, where q = softmax(logits): the margin in probabilities, in [-1,1].
+
+    Reference: Ma et al. 2024, https://arxiv.org/abs/2411.15210
+
+    Raises:
+      ValueError: with fewer than 2 classes.
+    """
+    require_classes("probability_margin", logits, 2)
+    return margin(jax.nn.softmax(in_float32(logits)), targets)
+
+
 def dlr(logits: Array, targets: Array) -> Array:
     """Difference of logits ratio, - (z_y - max_{j != y} z_j) / (z_(1) - z_(3)), z_(i) the i-th largest.
 
@@ -85,7 +97,7 @@ def dlr(logits: Array, targets: Array) -> Array:
     """
     require_classes("dlr", logits, 3)
     ranked, _ = jax.lax.top_k(in_float32(logits), 3)
-    return margin(logits, targets) / (ranked[:, 0] - ranked[:, 2] + TINY)
+    return ratio(margin(logits, targets), ranked[:, 0] - ranked[:, 2] + TINY)
 
 
 def targeted_dlr(logits: Array, targets: Array, target: Array) -> Array:
@@ -106,7 +118,25 @@ def targeted_dlr(logits: Array, targets: Array, target: Array) -> Array:
     ranked, _ = jax.lax.top_k(z, 4)
     z_y = jnp.take_along_axis(z, as_labels(targets)[:, None], axis=-1)[:, 0]
     z_t = jnp.take_along_axis(z, as_labels(target)[:, None], axis=-1)[:, 0]
-    return -(z_y - z_t) / (ranked[:, 0] - 0.5 * (ranked[:, 2] + ranked[:, 3]) + TINY)
+    return ratio(-(z_y - z_t), ranked[:, 0] - 0.5 * (ranked[:, 2] + ranked[:, 3]) + TINY)
+
+
+@jax.custom_jvp
+def ratio(a: Array, b: Array) -> Array:
+    """a / b, with the derivative (da - (a / b) db) / b.
+
+    Where y is the third class, DLR is the constant (z_(1) - z_y) / (z_(1) - z_(3)) = 1: this form of the derivative is
+    exactly zero there. The usual a / b^2 leaves rounding noise, and a sign step would follow it with full length.
+    """
+    return a / b
+
+
+@ratio.defjvp
+def _ratio_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    a, b = primals
+    da, db = tangents
+    value = a / b
+    return value, (da - value * db) / b
 
 
 def require_classes(loss: str, logits: Array, minimum: int) -> None:
@@ -119,6 +149,7 @@ LOSSES: dict[str, Callable[[Array, Array], Array]] = {
     "cross_entropy": cross_entropy,
     "kl": kl,
     "margin": margin,
+    "probability_margin": probability_margin,
     "dlr": dlr,
 }
 

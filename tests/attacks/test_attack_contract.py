@@ -20,8 +20,11 @@ from robust_vit.attacks import losses, norms
 # Keywords that make an attack cheap; "norms" and "measure" are read here and not passed on: the norms it knows, and the
 # loss that it promises not to lower.
 CHEAP = {
+    "apgd": {"steps": 5},
+    "fab": {"steps": 5, "targets": 2},
     "fgsm": {},
     "pgd": {"steps": 3},
+    "square": {"queries": 20, "measure": "margin"},
 }
 EPSILON = {"linf": 0.1, "l2": 0.7, "l1": 2.0}
 SHAPES = [(2, 5, 7, 3), (3, 6, 4, 1)]
