@@ -11,10 +11,12 @@ the defence, and a high robust accuracy says little (Athalye et al. 2018, https:
 import dataclasses
 import importlib.util
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.extend import core
 
 from robust_vit.evaluation import jaxpr_flow
 from robust_vit.typing import Array, LogitsFn
@@ -99,10 +101,25 @@ def trace(logits_fn: LogitsFn, images: Array | jax.ShapeDtypeStruct) -> Any:
     return jax.make_jaxpr(lambda x: logits_fn(x))(jax.ShapeDtypeStruct(images.shape, images.dtype))
 
 
+def precision(logits_fn: LogitsFn, images: Array | jax.ShapeDtypeStruct) -> float:
+    """Returns the machine epsilon of the coarsest floating type that the program computes in (bfloat16: 0.0078)."""
+    return max(_epsilons(trace(logits_fn, images).jaxpr))
+
+
+def _epsilons(jaxpr: Any) -> Iterator[float]:
+    yield float(jnp.finfo(jnp.float32).eps)
+    for eqn in jaxpr.eqns:
+        for var in eqn.outvars:
+            if jnp.issubdtype(getattr(var.aval, "dtype", jnp.int32), jnp.floating):
+                yield float(jnp.finfo(var.aval.dtype).eps)
+    for body in core.subjaxprs(jaxpr):
+        yield from _epsilons(body)
+
+
 def _items(origins: Iterable[jaxpr_flow.Origin], severity: str) -> list[Item]:
     groups: dict[tuple[str, str, str], int] = {}
     for origin in origins:
-        key = (origin.kind, _name(origin), _where(origin))
+        key = (origin.kind, _name(origin), where(origin))
         groups[key] = groups.get(key, 0) + 1
     advice = ADVICE if severity == "warning" else dict.fromkeys(ADVICE, SELECTION_NOTE)
     return [
@@ -139,11 +156,16 @@ def _name(origin: jaxpr_flow.Origin) -> str:
     return origin.eqn.primitive.name
 
 
-def _where(origin: jaxpr_flow.Origin) -> str:
+def where(origin: jaxpr_flow.Origin) -> str:
     """The line of the caller's code. A cached inner jit (jnp.round) remembers its first caller: ask the one around."""
     eqn, around = origin.eqn, list(origin.stack)
     while around and is_library(around[-1].params.get("jaxpr", around[-1].params.get("call_jaxpr"))):
         eqn = around.pop()
+    return line(eqn)
+
+
+def line(eqn: Any) -> str:
+    """Returns "file.py:line in function", the innermost line of an equation's history that is no library's, or ""."""
     for frame in getattr(getattr(eqn.source_info, "traceback", None), "frames", ()):
         if frame.file_name == __file__:
             break
