@@ -1,6 +1,7 @@
 """How accurate a classifier is, clean and under attack, and how sure that is: measurements, suites, reports."""
 
+from robust_vit.evaluation.autoattack import autoattack
 from robust_vit.evaluation.intervals import wilson
 from robust_vit.evaluation.measure import Measurement, Measurer, correct
 
-__all__ = ["Measurement", "Measurer", "correct", "wilson"]
+__all__ = ["Measurement", "Measurer", "autoattack", "correct", "wilson"]

@@ -156,7 +156,7 @@ def fit(p: Part, classes: int) -> tuple[Part, list[str]]:
     """
     notes = []
     if p.targets > classes - 1:
-        notes.append(f"{p.name}: {classes - 1} targets instead of {p.targets}, the model has {classes} classes")
+        notes.append(f"{p.name}: {classes - 1} targets in place of {p.targets}: the model has {classes} classes")
         p = dataclasses.replace(p, targets=classes - 1)
     replacement = {"dlr": "margin", "targeted_dlr": "targeted_cross_entropy"}
     fewest = {"dlr": 3, "targeted_dlr": 4}.get(p.loss, 2)

@@ -88,12 +88,14 @@ class Tally:
       ticks: steps taken by slots that had work.
       slot_ticks: steps taken by all slots, idle ones included; ticks / slot_ticks is the occupancy of the tile.
       compile_seconds: tracing and compilation.
+      zero_gradients: items that ended unbroken with a gradient that is zero in every pixel at their best point.
     """
 
     items: int = 0
     ticks: int = 0
     slot_ticks: int = 0
     compile_seconds: float = 0.0
+    zero_gradients: int = 0
 
 
 class Board:
@@ -338,18 +340,19 @@ class Machine:
             self.logits_fn,
             self.tile,
             self._fill(board, filled),
-            self.key,
             jnp.int32(chunk),
             jnp.int32(max(1, wanted // self.devices)),
         )
         compiled, seconds = self.program.compiled(arguments)
         self.tally.compile_seconds += seconds
-        self.tile, finished, steps = compiled(*arguments)
+        self.tile, finished, flat, steps = compiled(*arguments)
         state, ages = self.tile.state, np.asarray(self.tile.age)
         steps = np.asarray(steps)  # [devices]: each goes on until its own share has finished
         self.tally.slot_ticks += int(steps.sum()) * (self.slots // self.devices)
         finished = np.asarray(finished)
-        self.tally.ticks += int(ages[finished & (board.point != IDLE)].sum())
+        over = finished & (board.point != IDLE)
+        self.tally.ticks += int(ages[over].sum())
+        self.tally.zero_gradients += int((np.asarray(flat) & over & ~np.asarray(state.broken)).sum())
         non_finite = np.asarray(getattr(state, "non_finite", np.zeros(self.slots, bool)))
         return finished, np.asarray(state.broken), non_finite, ages
 
@@ -365,19 +368,16 @@ class Machine:
             return out
 
         points, chain = self.points, self.chain
+        names = (chain.code + 0 * items, points.indices[rows], chain.restarts[items], chain.ranks[items])
         orders = {
             "active": board.point != IDLE,
             "new": new,
-            "images": spread(points.take(rows), np.float32)
-            if filled
-            else np.zeros((self.slots, *self.shape), np.float32),
+            "images": spread(points.take(rows), np.float32),
             "labels": spread(points.labels[rows], np.int32),
             "epsilon": spread(points.epsilon[rows], np.float32),
-            "index": spread(points.indices[rows], np.uint32),
             "target": spread(chain.targets[rows, items], np.int32),
-            "restart": spread(chain.restarts[items], np.uint32),
-            "rank": spread(chain.ranks[items], np.uint32),
-            "code": np.full(self.slots, chain.code, np.uint32),
+            "restart": spread(chain.restarts[items], np.int32),
+            "keys": item_keys(self.key, *(spread(name, np.uint32) for name in names)),
         }
         return self._put(orders)
 
@@ -402,25 +402,27 @@ def _zeros(leaf: Any) -> Array:
     return jnp.zeros(leaf.shape, leaf.dtype)
 
 
+@jax.jit
 def item_keys(key: Array, code: Array, index: Array, restart: Array, rank: Array) -> Array:
-    """[B] keys, one per (example, attack, restart, target rank): the only randomness of an evaluation."""
+    """[B] keys, one per (example, attack, restart, target rank): the only randomness of an evaluation.
+
+    A program of its own, shared by all attacks: random bits are slow to compile.
+    """
     base = randomness.example_keys(key, index, randomness.EVALUATION_ATTACK)
-    fold = jax.vmap(jax.random.fold_in)
-    return fold(fold(fold(base, code), restart), rank)
+    return jax.vmap(jax.random.fold_in)(base, (code * 4096 + restart) * 65536 + rank)
 
 
-def _turn(run: Any, logits_fn: LogitsFn, tile: Tile, orders: dict[str, Array], key: Array, chunk: Array, wanted: Array):
+def _turn(run: Any, logits_fn: LogitsFn, tile: Tile, orders: dict[str, Array], chunk: Array, wanted: Array):
     """Refill, then step; the body of the one compiled program (a device's part of it under a mesh)."""
-    keys = item_keys(key, orders["code"], orders["index"], orders["restart"], orders["rank"])
     fresh = functools.partial(
         run.start,
-        keys,
+        orders["keys"],
         logits_fn,
         orders["images"],
         orders["labels"],
         orders["target"],
         orders["epsilon"],
-        orders["restart"].astype(jnp.int32),
+        orders["restart"],
     )
     new, active = orders["new"], orders["active"]
     state = jax.lax.cond(new.any(), lambda old: select(new, fresh(), old), lambda old: old, tile.state)
@@ -440,7 +442,13 @@ def _turn(run: Any, logits_fn: LogitsFn, tile: Tile, orders: dict[str, Array], k
         return Tile(run.advance(logits_fn, tile.state, 1), tile.active, age), steps + 1
 
     tile, steps = jax.lax.while_loop(go_on, step, (tile, jnp.int32(0)))
-    return tile, over(tile), steps[None]
+    return tile, over(tile), _zero_gradient(tile), steps[None]
+
+
+def _zero_gradient(tile: Tile) -> Array:
+    """[slots] whether the gradient at the best point is zero in every pixel; False for attacks that keep none."""
+    gradient = getattr(tile.state, "best_gradient", None)
+    return jnp.zeros_like(tile.active) if gradient is None else (gradient == 0).all(axis=(1, 2, 3))
 
 
 def select(mask: Array, new: Any, old: Any) -> Any:
@@ -449,9 +457,11 @@ def select(mask: Array, new: Any, old: Any) -> Any:
 
 
 class Program:
-    """A jitted function and its compiled forms, by the shapes of the arguments; compiled explicitly, so that its
-    seconds are known.
+    """A jitted function and its compiled forms, by the shapes and places of the arguments; compiled explicitly, so that
+    the seconds are known.
     """
+
+    KEPT = 16
 
     def __init__(self, jitted: Any):
         self.jitted = jitted
@@ -460,9 +470,12 @@ class Program:
     def compiled(self, arguments: tuple[Any, ...]) -> tuple[Callable[..., Any], float]:
         """Returns the compiled form for these arguments and the seconds it took now (0 when it was there)."""
         leaves, structure = jax.tree.flatten(arguments)
-        form = structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+        signature = tuple((jnp.shape(x), jnp.result_type(x), getattr(x, "sharding", None)) for x in leaves)
+        form = structure, signature
         if form in self.forms:
             return self.forms[form], 0.0
+        while len(self.forms) >= self.KEPT:  # a model that is gone should not live on here
+            self.forms.pop(next(iter(self.forms)))
         began = time.perf_counter()
         self.forms[form] = self.jitted.lower(*arguments).compile()
         return self.forms[form], time.perf_counter() - began
@@ -477,8 +490,8 @@ def program(run: Any, mesh: Mesh | None) -> Program:
         body = jax.shard_map(
             body,
             mesh=mesh,
-            in_specs=(whole, split, split, whole, whole, whole),
-            out_specs=(split, split, split),
+            in_specs=(whole, split, split, whole, whole),
+            out_specs=(split, split, split, split),
             check_vma=False,
         )
     return Program(jax.jit(body, donate_argnums=(1,)))

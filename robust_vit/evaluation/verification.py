@@ -6,16 +6,18 @@ status of its own: such a point is neither robust nor broken, and the report say
 """
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
-from robust_vit import errors
+from robust_vit import errors, parallel
 from robust_vit.evaluation import scheduling
-from robust_vit.typing import Array, LogitsFn
+from robust_vit.typing import Array, Keys, LogitsFn
 
 NORMS = ("linf", "l2", "l1")
 
@@ -77,36 +79,50 @@ class Judge:
 
     Args:
       logits_fn: the model whose robustness is claimed.
-      slots: size of the tile.
-      mesh: devices to split it over.
+      slots: size of the tile; a multiple of the number of devices.
+      mesh: devices to split it over; one device if None.
+      keys: [N] keys of the points, for a stochastic model, which is called as logits_fn(images, keys).
     """
 
-    def __init__(self, logits_fn: LogitsFn, slots: int, mesh: Mesh | None = None):
-        self.logits_fn, self.slots, self.mesh = logits_fn, slots, mesh
-        self.program = scheduling.Program(_judge_jit)
+    def __init__(self, logits_fn: LogitsFn, slots: int, mesh: Mesh | None = None, keys: Keys | None = None):
+        self.logits_fn = logits_fn if mesh is None else parallel.replicate(mesh, logits_fn)
+        self.slots, self.mesh, self.keys = slots, mesh, keys
         self.compile_seconds = 0.0
-        self.forwards = 0
 
-    def logits(self, images: np.ndarray) -> np.ndarray:
-        """[N,K] float32 logits of images [N,H,W,C], padded to whole tiles."""
+    def logits(self, images: np.ndarray, rows: Sequence[int] | None = None) -> np.ndarray:
+        """[N,K] float32 logits of images [N,H,W,C], padded to whole tiles; `rows` [N] says whose keys to use."""
         out = []
-        for rows in scheduling.batches(range(len(images)), self.slots):
+        for part in scheduling.batches(range(len(images)), self.slots):
             tile = np.zeros((self.slots, *images.shape[1:]), np.float32)
-            tile[: len(rows)] = scheduling.as_float(images[rows[0] : rows[-1] + 1])
-            out.append(np.asarray(self.tile(tile))[: len(rows)])
-            self.forwards += len(rows)
+            tile[: len(part)] = scheduling.as_float(images[part[0] : part[-1] + 1])
+            keys = ()
+            if self.keys is not None:
+                named = np.resize(np.asarray(rows)[part], self.slots)  # padded with keys that are thrown away
+                keys = (self.keys[named],)
+            out.append(np.asarray(self._forward(tile, *keys))[: len(part)])
         return np.concatenate(out) if out else np.zeros((0, 0), np.float32)
 
-    def tile(self, images: Any) -> Array:
-        """[S,K] logits of one tile [S,H,W,C]."""
-        compiled, seconds = self.program.compiled((self.logits_fn, images))
+    def _forward(self, *inputs: Any) -> Array:
+        """[S,K] logits of one tile."""
+        if self.mesh is not None:
+            inputs = jax.device_put(inputs, parallel.batched(self.mesh))
+        compiled, seconds = _forward_program(self.mesh, len(inputs)).compiled((self.logits_fn, *inputs))
         self.compile_seconds += seconds
-        return compiled(self.logits_fn, images)
+        return compiled(self.logits_fn, *inputs)
 
 
-@jax.jit
-def _judge_jit(logits_fn: LogitsFn, images: Array) -> Array:
-    return logits_fn(images).astype(jnp.float32)
+@functools.lru_cache(maxsize=8)
+def _forward_program(mesh: Mesh | None, inputs: int) -> scheduling.Program:
+    def forward(logits_fn: LogitsFn, *inputs: Array) -> Array:
+        return logits_fn(*inputs).astype(jnp.float32)
+
+    if mesh is None:
+        return scheduling.Program(jax.jit(forward))
+    split = PartitionSpec(parallel.DATA)
+    specs = (PartitionSpec(), *[split] * inputs)
+    return scheduling.Program(
+        jax.jit(jax.shard_map(forward, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False))
+    )
 
 
 def verdict(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -126,6 +142,7 @@ def verify(
     norm: str,
     epsilon: float | np.ndarray,
     batch_size: int = 64,
+    rows: Sequence[int] | None = None,
 ) -> Verification:
     """Checks claimed adversarial images one by one.
 
@@ -137,6 +154,7 @@ def verify(
       norm: "linf", "l2" or "l1".
       epsilon: radius, a fraction of [0,1]; one for all or [N].
       batch_size: images in a forward pass.
+      rows: [N] whose keys to use, where a `Judge` of a stochastic model is given.
 
     Returns:
       A Verification.
@@ -156,7 +174,7 @@ def verify(
     inside = distance <= radius + tolerance(norm, radius, int(np.prod(images.shape[1:])))
     boxed = ((adversarial >= 0) & (adversarial <= 1)).all(axis=(1, 2, 3)) | ~finite_image
     misclassified, finite = (
-        verdict(judge.logits(adversarial), np.asarray(labels)) if len(images) else (np.zeros(0, bool),) * 2
+        verdict(judge.logits(adversarial, rows), np.asarray(labels)) if len(images) else (np.zeros(0, bool),) * 2
     )
     checks = (inside, boxed, finite_image, finite | ~finite_image, misclassified | ~finite)
     fault = [next((name for name, ok in zip(FAULTS, row) if not ok), "") for row in zip(*checks)]

@@ -86,10 +86,8 @@ def run(problem, rows=None, *, accept=lambda rows: [""] * len(rows), items=3, fa
             found[row] = item, image
 
     rows = range(len(points.labels)) if rows is None else rows
-    keywords = {"slots": 8, "chunk": 3, **keywords}
-    tally = schedule(
-        Toy(), logits_fn, points, list(rows), chain(points, items), examine=lambda rows, _: accept(rows), report=report, seed=5, **keywords
-    )  # fmt: skip
+    keywords = {"slots": 8, "chunk": 3, "examine": lambda rows, images: accept(rows), "report": report, **keywords}
+    tally = schedule(Toy(), logits_fn, points, list(rows), chain(points, items), seed=5, **keywords)
     assert len(seen) == len(set(seen))
     return found, tally
 
@@ -125,9 +123,10 @@ def test_agrees_with_the_attack_without_a_schedule(problem):
     assert tally.ticks <= tally.slot_ticks
 
 
-X
+BACKWARDS = list(range(22, -1, -1))
 
 
+@pytest.mark.parametrize("keywords", [{"window": 1}, {"window": 4}, {"slots": 16}, {"chunk": 1}, {"rows": BACKWARDS}])
 def test_order_and_tiling_change_nothing(problem, keywords):
     assert_same(run(problem, **keywords)[0], run(problem)[0])
 
