@@ -25,12 +25,13 @@ import jax
 import jax.numpy as jnp
 
 from robust_vit.errors import check, lookup
-from robust_vit.models import efficientvit, layers, mobilevit, swin, vit
+from robust_vit.models import efficientvit, layers, mobilevit, sparsevit, swin, vit
 from robust_vit.typing import Array, LogitsFn, Variables
 
 MODELS: dict[str, functools.partial] = {
     **efficientvit.MODELS,
     **mobilevit.MODELS,
+    **sparsevit.MODELS,
     **swin.MODELS,
     **vit.MODELS,
 }

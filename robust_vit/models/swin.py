@@ -147,23 +147,29 @@ class Block(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, rate: Array | None, train: bool, shifted: bool | Array) -> Array:
+    def __call__(
+        self, x: Array, rate: Array | None, train: bool, shifted: bool | Array, keep: Array | None = None
+    ) -> Array:
         """Args:
           x: [B,h,w,C].
           rate: of drop path, or None.
           train: whether to drop paths.
           shifted: whether the windows are shifted; traced under `scan`.
+          keep: [B,h,w] booleans, the tokens that the block may change (SparseViT's masked form); None for all.
 
         Returns:
           [B,h,w,C].
         """
         policy = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        before = x
         branch = layers.LayerNorm(EPSILON, name="norm1", **policy)(x)
         branch = self._attend(branch, shifted, policy)
         x = x + layers.DropPath(name="drop_path1")(branch, rate, train)
         branch = layers.LayerNorm(EPSILON, name="norm2", **policy)(x)
         branch = layers.Mlp(int(x.shape[-1] * self.mlp_ratio), name="mlp", **policy)(branch)
         x = x + layers.DropPath(name="drop_path2")(branch, rate, train)
+        if keep is not None:
+            x = jnp.where(keep[..., None], x, before)
         layers.record(self, "tokens", x)
         return x
 
@@ -363,11 +369,11 @@ class Swin(nn.Module):
     def _stage(self, kind: type[nn.Module], i: int, **fields: Any) -> nn.Module:
         block = functools.partial(
             Block,
-            self.heads[i],
-            self.window_size,
-            self.mlp_ratio,
-            self.qkv_bias,
-            self.attention,
+            heads=self.heads[i],
+            window_size=self.window_size,
+            mlp_ratio=self.mlp_ratio,
+            qkv_bias=self.qkv_bias,
+            attention=self.attention,
             **self._policy,
         )
         width = self.width * 2**i

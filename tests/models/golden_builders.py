@@ -9,6 +9,7 @@ MOBILEVIT = dict(
     head_width=40,
     num_classes=10,
 )
+SPARSE = dict(image_size=32, patch_size=2, window_size=4, width=24, heads=(2, 4), num_classes=10)
 
 GOLDEN = {
     "micro_swin": (
@@ -18,6 +19,14 @@ GOLDEN = {
     "micro_swin_pad": (
         "swin",
         dict(image_size=40, patch_size=4, window_size=4, width=24, depths=(2, 2), heads=(2, 4), num_classes=10),
+    ),
+    "micro_sparse_swin": (
+        "sparse_swin",
+        dict(ratios=((0.3, 0.3), (0.5, 0.5)), depths=(2, 2), **SPARSE),
+    ),
+    "micro_sparse_swin_deep": (
+        "sparse_swin",
+        dict(ratios=((0.0, 0.2, 0.4, 0.4, 0.6, 0.8), (0.0, 0.0)), depths=(6, 2), **SPARSE),
     ),
     "micro_efficientvit_32": (
         "efficientvit_b0",
