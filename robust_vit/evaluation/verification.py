@@ -41,10 +41,11 @@ def tolerance(norm: str, epsilon: np.ndarray | float, pixels: int) -> np.ndarray
 
 def distances(norm: str, images: np.ndarray, adversarial: np.ndarray) -> np.ndarray:
     """[N] distances between images [N,H,W,C] in float64."""
-    delta = (adversarial.astype(np.float64) - images.astype(np.float64)).reshape(len(images), -1)
+    delta = np.abs(adversarial.astype(np.float64) - images.astype(np.float64))
+    pixels = (1, 2, 3)
     if norm == "linf":
-        return np.abs(delta).max(axis=1, initial=0.0)
-    return np.sqrt((delta**2).sum(axis=1)) if norm == "l2" else np.abs(delta).sum(axis=1)
+        return delta.max(axis=pixels, initial=0.0)
+    return np.sqrt((delta**2).sum(axis=pixels)) if norm == "l2" else delta.sum(axis=pixels)
 
 
 @dataclasses.dataclass(frozen=True)

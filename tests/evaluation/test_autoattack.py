@@ -1,6 +1,5 @@
 """The evaluation's promises: one answer whatever the batch, the order, the devices, and however often it is killed."""
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -20,7 +19,7 @@ from robust_vit.evaluation.quick import gap
 
 PARTS = ["square", "apgd-ce", "apgd-t"]  # the weakest first, so that each breaks some
 SETTINGS = {"apgd-ce": {"steps": 1, "restarts": 2}, "apgd-t": {"steps": 6, "targets": 3}, "square": {"queries": 30}}
-BUDGET = {"norm": "linf", "epsilon": 0.035, "version": PARTS, "settings": SETTINGS, "tile": 8, "forward_tile": 16}
+BUDGET = {"norm": "linf", "epsilon": 0.03, "version": PARTS, "settings": SETTINGS, "tile": 8, "forward_tile": 16}
 
 
 def network(parameters, images):
@@ -28,7 +27,7 @@ def network(parameters, images):
     return hidden @ parameters["out"]
 
 
-def make(classes=5, shape=(6, 5, 2), count=30, seed=0):
+def make(classes=5, shape=(6, 5, 2), count=30, seed=5):
     """A small random network, points of which most are classified correctly, their labels."""
     rng = np.random.default_rng(seed)
     size = int(np.prod(shape))
@@ -336,7 +335,7 @@ def test_the_report_says_it_all(reference):
     assert told["header"]["weights"] and told["header"]["packages"]["jax"] == jax.__version__
     assert len(told["points"]) == 30
     assert [row["attack"] for row in told["rows"]] == ["clean", *PARTS]
-    assert dataclasses.asdict(reference.rows[1])["gradients"] > 0
+    assert reference.rows[1].forwards > 0 and reference.rows[2].gradients > 0
 
 
 @pytest.mark.parametrize(
