@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds against the published architectures (tests/data/models.csv, measured on the PyTorch models)."""
+"""Parameters and multiply-adds against tests/data/models.csv, measured on the PyTorch models."""
 
 import csv
 import json
