@@ -25,15 +25,31 @@ import jax
 import jax.numpy as jnp
 
 from robust_vit.errors import check, lookup
-from robust_vit.models import efficientvit, layers, mobilevit, sparsevit, swin, vit
+from robust_vit.models import (
+    cait,
+    convnext,
+    efficientvit,
+    layers,
+    mobilevit,
+    resnet,
+    scanning,
+    sparsevit,
+    swin,
+    vit,
+    xcit,
+)
 from robust_vit.typing import Array, LogitsFn, Variables
 
 MODELS: dict[str, functools.partial] = {
+    **cait.MODELS,
+    **convnext.MODELS,
     **efficientvit.MODELS,
     **mobilevit.MODELS,
+    **resnet.MODELS,
     **sparsevit.MODELS,
     **swin.MODELS,
     **vit.MODELS,
+    **xcit.MODELS,
 }
 
 CAPTURE_NAMES = ("attention", "tokens", "features")
@@ -62,10 +78,14 @@ def build(name: str, **overrides: Any) -> nn.Module:
     fields = [field.name for field in dataclasses.fields(factory.func) if field.name not in ("parent", "name")]
     for key in overrides:
         lookup(f"field of model {name}", key, dict.fromkeys(fields))
-    overrides = {key: tuple(value) if isinstance(value, list) else value for key, value in overrides.items()}
-    module = factory(**overrides)
+    module = factory(**{key: _frozen(value) for key, value in overrides.items()})
     _validate(module)
     return module
+
+
+def _frozen(value: Any) -> Any:
+    """Lists, as configuration files have them, as the tuples that make a module hashable."""
+    return tuple(_frozen(one) for one in value) if isinstance(value, list | tuple) else value
 
 
 def init(module: nn.Module, key: Array, batch: int = 1) -> Variables:
@@ -144,8 +164,8 @@ def _walk(tree: Any, path: tuple[str, ...]):
             yield from _walk(value, (*path, key))
         else:
             for one in value:
-                # a scanned stack of blocks is a module named "blocks"; unrolled blocks carry a number
-                yield key, one, "blocks" in path
+                # a scanned stack of blocks is a module with the bare name; unrolled blocks carry a number
+                yield key, one, any(name in scanning.STACKS for name in path)
 
 
 def _validate(module: nn.Module) -> None:

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from robust_vit.models import layers
 from robust_vit.typing import Array, Variables
 
+STACKS = ("blocks", "transformer")  # what families call their stacks of equal blocks; the second is MobileViT's
+
 
 def apply_blocks(
     make_block: Callable[..., nn.Module],
@@ -67,7 +69,7 @@ def apply_blocks(
     return x
 
 
-def stack(variables: Variables, names: Sequence[str] = ("blocks",)) -> Variables:
+def stack(variables: Variables, names: Sequence[str] = STACKS) -> Variables:
     """Unrolled -> scanned: `blocks_0`, `blocks_1`, ... become one subtree `blocks`, at any depth of the tree.
 
     Args:
@@ -92,7 +94,7 @@ def stack(variables: Variables, names: Sequence[str] = ("blocks",)) -> Variables
     return out
 
 
-def unstack(variables: Variables, names: Sequence[str] = ("blocks",)) -> Variables:
+def unstack(variables: Variables, names: Sequence[str] = STACKS) -> Variables:
     """Scanned -> unrolled: the inverse of `stack`."""
     if not isinstance(variables, dict):
         return variables
