@@ -2,11 +2,51 @@
 
 # name -> overrides; images of at most 64 pixels, few blocks, 10 classes
 TINY = {
-    "vit": dict(
-        depth=2, width=32, heads=4, patch_size=4, image_size=16, num_classes=10, pooling="mean", drop_path=0.1
-    ),
+    "vit": dict(depth=2, width=32, heads=4, patch_size=4, image_size=16, num_classes=10, pooling="mean", drop_path=0.1),
     "deit_tiny_distilled_patch16_224": dict(
         depth=2, width=32, heads=2, patch_size=8, image_size=16, num_classes=10, drop_path=0.1
     ),
     "vit_small_cvst": dict(depth=1, width=32, heads=2, image_size=32, num_classes=10, stem_width=8, drop_path=0.1),
+    "swin": dict(
+        depths=(2, 1),
+        width=16,
+        heads=(2, 4),
+        patch_size=2,
+        window_size=4,
+        image_size=16,
+        num_classes=10,
+        drop_path=0.1,
+    ),
+    "sparse_swin": dict(
+        depths=(2, 2),
+        ratios=((0.3, 0.5), (0.0, 0.0)),
+        width=16,
+        heads=(2, 4),
+        patch_size=2,
+        window_size=4,
+        image_size=16,
+        num_classes=10,
+        drop_path=0.1,
+    ),
+    "efficientvit_b0": dict(
+        widths=(8, 8, 16, 16),
+        depths=(1, 1, 1, 1),
+        strides=(2, 2, 2, 2),
+        head_dim=8,
+        head_widths=(32, 32),
+        image_size=32,
+        num_classes=10,
+    ),
+    "mobilevit_xxs": dict(
+        stem_width=8,
+        widths=(8, 16),
+        blocks=(1, 1),
+        strides=(2, 2, 2),
+        transformer_widths=(16,),
+        transformer_depths=(2,),
+        head_width=32,
+        image_size=24,
+        num_classes=10,
+        drop_path=0.1,
+    ),
 }
