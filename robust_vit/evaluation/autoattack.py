@@ -14,7 +14,9 @@ Which attacks: `ensembles`. How they share the device: `scheduling`. What is kep
 """
 
 import dataclasses
+import json
 import os
+import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -36,6 +38,7 @@ from robust_vit.evaluation.verification import ROBUST, WRONG, Judge
 from robust_vit.typing import LogitsFn
 
 FLUSH_SECONDS = 30.0
+RESULT = "result.json"  # in the ledger's folder, once the evaluation is complete
 Event = dict[str, Any]
 
 
@@ -101,11 +104,18 @@ def autoattack(
     chosen = ensembles.parts(version, norm, budget, settings)
     low = None if compute_dtype == FLOAT32 else attack_logits_fn or runs.in_dtype(logits_fn, compute_dtype)
     evaluation = _Evaluation(logits_fn, low, points, plan, on_event or (lambda event: None))
+    if budget != 1 or settings:
+        evaluation.notes.append("the settings of the attacks are not those of the version: see the configuration")
     evaluation.look()
     evaluation.open(workdir, version, chosen)
     for part in chosen:
         evaluation.attack(part)
-    return evaluation.result(version)
+    result = evaluation.result(version)
+    if workdir is not None:
+        path = pathlib.Path(workdir) / RESULT
+        path.with_suffix(".partial").write_text(json.dumps(result.to_dict(), indent=1))
+        path.with_suffix(".partial").replace(path)
+    return result
 
 
 class _Evaluation:
@@ -180,7 +190,7 @@ class _Evaluation:
     def _config(self, chosen: Sequence[Part]) -> dict[str, Any]:
         """Everything that may change a result; the batch size and the number of devices are not in it."""
         radius = np.unique(self.points.epsilon)
-        epsilon = float(radius[0]) if len(radius) == 1 else fingerprint.weights([self.points.epsilon])
+        epsilon = float(str(radius[0])) if len(radius) == 1 else fingerprint.weights([self.points.epsilon])
         plan = self.plan
         names = ("norm", "seed", "tile", "forward_tile", "compute_dtype", "stochastic")
         config = {

@@ -75,4 +75,6 @@ def tile(given: int | None, cpu: int, accelerator: int, mesh: Mesh | None) -> in
     size = given or (cpu if jax.default_backend() == "cpu" else accelerator)
     errors.check("tile", size, size >= 1, "at least 1")
     devices = 1 if mesh is None else mesh.size
+    local = mesh is None or all(device.process_index == jax.process_index() for device in mesh.devices.flat)
+    errors.check("mesh", f"{devices} devices", local, "of this host; give each host its own points, by `indices`")
     return -(-size // devices) * devices

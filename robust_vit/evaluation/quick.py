@@ -5,12 +5,14 @@ survives, against about 1,900 gradients and 5,900 further forward passes of Auto
 says by how much, where both were run.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from robust_vit.evaluation.autoattack import autoattack
 from robust_vit.evaluation.results import Result
+from robust_vit.evaluation.verification import ROBUST
 from robust_vit.typing import LogitsFn
 
 
@@ -23,21 +25,27 @@ def quick(
     return autoattack(logits_fn, images, labels, norm=norm, epsilon=epsilon, version="quick", **keywords)
 
 
-def gap(quick: Result, full: Result) -> str:
-    """Says how much a cheaper evaluation of the same points overstated the robust accuracy.
+def gap(cheap: Result | Mapping[str, Any], full: Result | Mapping[str, Any]) -> str:
+    """Says how much a cheaper evaluation overstated the robust accuracy of the same points.
+
+    Args:
+      cheap, full: results, or their JSON form (`Result.to_dict`).
 
     Raises:
       ValueError: if the two have no point in common.
     """
-    _, left, right = np.intersect1d(quick.indices, full.indices, return_indices=True)
-    if not len(left):
-        raise ValueError(f"gap: the evaluations {quick.version} and {full.version} have no point in common")
-    few, many = quick.robust[left], full.robust[right]
-    above = 100 * (few.mean() - many.mean())
-    missed = int((few & ~many).sum())
-    cheap, dear = f"{_name(quick)} {100 * few.mean():.2f} %", f"{_name(full)} {100 * many.mean():.2f} %"
-    return f"{cheap}, {dear} on {len(left)} points: {above:+.2f} points apart, {missed} stood only in the cheaper one"
+    (name, few), (other, many) = _standing(cheap), _standing(full)
+    both = sorted(few.keys() & many.keys())
+    if not both:
+        raise ValueError(f"gap: the evaluations {name} and {other} have no point in common")
+    shares = [100 * sum(stands[index] for index in both) / len(both) for stands in (few, many)]
+    missed = sum(few[index] and not many[index] for index in both)
+    figures = f"{name} {shares[0]:.2f} %, {other} {shares[1]:.2f} % of {len(both)} points"
+    return f"{figures}: {shares[0] - shares[1]:+.2f} points apart, {missed} stood only in {name}"
 
 
-def _name(result: Result) -> str:
-    return result.version if isinstance(result.version, str) else "+".join(result.version)
+def _standing(result: Result | Mapping[str, Any]) -> tuple[str, dict[int, bool]]:
+    """The version's name, and for each dataset index whether the point is robust."""
+    told = result.to_dict() if isinstance(result, Result) else result
+    name = told["version"] if isinstance(told["version"], str) else "+".join(told["version"])
+    return name, {point["index"]: point["status"] == ROBUST for point in told["points"]}

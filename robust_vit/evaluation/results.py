@@ -153,11 +153,11 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form: everything but the images."""
-        radii = [float(radius) for radius in np.unique(self.epsilon)]
+        radii = [float(str(radius)) for radius in np.unique(self.epsilon)]  # 0.03, not 0.029999999329447746
         return {
             "version": self.version,
             "norm": self.norm,
-            "epsilon": radii[0] if len(radii) == 1 else [float(radius) for radius in self.epsilon],
+            "epsilon": radii[0] if len(radii) == 1 else [float(str(radius)) for radius in self.epsilon],
             "examples": self.examples,
             "clean_accuracy": self.clean_accuracy,
             "clean_interval": list(self.clean_interval),

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from robust_vit import attacks, errors, parallel
-from robust_vit.evaluation import fingerprint, report
+from robust_vit.evaluation import autoattack_suite, fingerprint, report
 from robust_vit.evaluation.measure import Batch, Measurement, Measurer, padded
 from robust_vit.typing import Attack, LogitsFn, Variables
 
@@ -130,6 +130,8 @@ SUITES: dict[str, Callable[[Context], dict[str, Any]]] = {
     "fgsm": fgsm,
     "pgd": pgd,
     "sweep": sweep,
+    "quick": autoattack_suite.quick,
+    "autoattack": autoattack_suite.full,
 }
 
 
@@ -141,6 +143,12 @@ def _floats(text: str) -> list[float]:
 OPTIONS: dict[str, Callable[[str], Any]] = {
     "sweep_steps": int,
     "sweep_epsilons": _floats,  # 0/0.05/0.1
+    "autoattack_version": str,
+    "autoattack_points": int,
+    "autoattack_budget": float,
+    "autoattack_batch_size": int,
+    "autoattack_tile": int,
+    "autoattack_dtype": str,
 }
 
 
