@@ -9,6 +9,7 @@ import warnings
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers
@@ -36,15 +37,14 @@ class Checkpoints:
         self.select = select
         policies = checkpoint_managers
         rules = [policies.LatestN(n=keep)]
-        if select:
-            best = policies.BestN(
-                get_metric_fn=lambda metrics: metrics[select], n=1, keep_checkpoints_without_metrics=False
-            )
-            rules.append(best)
+        score = (lambda metrics: metrics[select]) if select else None
+        if score:
+            rules.append(policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False))
         self.manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(rules),
+                best_fn=score,  # orbax stores metrics only where this is set
                 create=not read_only,
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
@@ -158,7 +158,7 @@ def load(workdir: str | pathlib.Path, step: str | int = "best", weights: str = "
     present = sorted(checkpoints.manager.all_steps())
     if found not in present:
         raise ValueError(f"step = {step!r}: no such checkpoint in {str(workdir)!r}; present are {present}")
-    tree = ocp.PyTreeCheckpointer().restore(checkpoints.directory / str(found) / "state")
+    tree = _read_arrays(checkpoints.directory / str(found) / "state")
     checkpoints.close()
     state = TrainState(tree["step"], tree["params"], tree["batch_stats"] or {}, None, tree["average"] or {})
     weights = weights or ("ema" if select.startswith("ema_") else "raw")
@@ -171,3 +171,11 @@ def load(workdir: str | pathlib.Path, step: str | int = "best", weights: str = "
 def selection(config: Any) -> str:
     """The metric that selects the best checkpoint: of the averaged weights where there are any."""
     return ("ema_" if config.optimizer.ema_decay else "") + config.validation.select
+
+
+def _read_arrays(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a state as NumPy arrays, so that it does not matter how many devices wrote it."""
+    reader = ocp.PyTreeCheckpointer()
+    described = reader.metadata(path).item_metadata.tree
+    plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), described)
+    return reader.restore(path, restore_args=plain)

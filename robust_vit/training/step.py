@@ -66,7 +66,7 @@ def adversary_view(module: Any, params: Any, statistics: Any, batch_norm: str) -
 
 
 def _correct(logits: Array | None, labels: Array) -> Array:
-    return jnp.zeros(()) if logits is None else jnp.sum(jnp.argmax(logits, -1) == labels).astype(jnp.float32)
+    return jnp.zeros(()) if logits is None else jnp.sum((jnp.argmax(logits, -1) == labels).astype(jnp.float32))
 
 
 def _loss(
@@ -146,7 +146,7 @@ def make(
         )
         count = batch["label"].shape[0]
         grads, stats, sums = _gradients(loss, state.params, state.batch_stats, batch, accumulation)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
         updates, optimizer = tx.update(grads, state.optimizer, state.params)
         params = jax.tree.map(lambda w, u: w - learning_rate * u, state.params, updates)

@@ -1,0 +1,48 @@
+"""Schedules by hand-computed values."""
+
+import math
+
+import pytest
+
+from robust_vit.training import schedules
+
+
+def rate(name, **keywords):
+    given = dict(learning_rate=1.0, total_steps=100, steps_per_epoch=10.0) | keywords
+    return schedules.learning_rate(name, **given)
+
+
+def test_cosine_goes_from_peak_to_final():
+    at = rate("cosine", final_learning_rate=0.2)
+    assert [at(0), at(50), at(100)] == pytest.approx([1.0, 0.6, 0.2])
+    assert at(25) == pytest.approx(0.2 + 0.4 * (1 + math.cos(math.pi / 4)))
+
+
+def test_warmup_rises_linearly_per_step_and_then_the_cosine_covers_the_rest():
+    at = rate("cosine", warmup_epochs=1.0)
+    assert [at(0), at(4), at(9), at(10)] == pytest.approx([1 / 11, 5 / 11, 10 / 11, 1.0])
+    assert at(55) == pytest.approx(0.5)
+
+
+def test_step_schedule_counts_epochs_from_the_start():
+    at = rate("step", decay_every_epochs=3.0, decay_factor=0.1, warmup_epochs=1.0)
+    assert [at(29), at(30), at(59), at(60)] == pytest.approx([1.0, 0.1, 0.1, 0.01])
+
+
+def test_constant():
+    assert rate("constant")(77) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("linear", [0.0, 0.25, 0.5, 1.0]), ("sine", [0.0, 0.146447, 0.5, 1.0]), ("constant", [1.0] * 4)],
+)
+def test_strength_after_the_zero_epochs(name, expected):
+    at = schedules.strength(name, steps_per_epoch=10.0, warmup_epochs=4.0, zero_epochs=2.0)
+    assert at(0) == at(19) == 0.0
+    assert [at(20), at(30), at(40), at(60)] == pytest.approx(expected, abs=1e-5)
+    assert at(1000) == 1.0
+
+
+def test_no_warmup_is_full_strength_at_once():
+    assert schedules.strength("linear", steps_per_epoch=10.0)(0) == 1.0
