@@ -4,6 +4,8 @@
 module, variables, report = torch_weights.load("xcit_small_12_p16_224", "xcit_small_12_p16_224.pth")
 print(report)
 torch_weights.save_timm("out.safetensors", module, variables)
+torch_weights.save_converted("converted/", "xcit_small_12_p16_224", module, variables, report=report)
+module, variables, description = torch_weights.load_converted("converted/")
 ```
 
 Names and layouts follow one rule (`timm_names.py`), other spellings are translated first (`dialects.py`).
@@ -12,7 +14,6 @@ Loading is strict: every weight of the model must be in the file and every tenso
 is an error. Changes of shape are made only when asked for, and reported.
 """
 
-import hashlib
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,8 @@ import safetensors.numpy
 from robust_vit import models
 from robust_vit.errors import check
 from robust_vit.models import adapt, dialects, pickle_tensors, timm_names
+from robust_vit.models.converted import load as load_converted  # noqa: F401  all of conversion under one name
+from robust_vit.models.converted import save as save_converted  # noqa: F401
 from robust_vit.models.loading_report import Report, some
 from robust_vit.typing import Variables
 
@@ -111,10 +114,7 @@ def from_timm(
             report.reshaped.append((name, rest.pop(name).shape, (), "left out"))
     report.unexpected += list(rest)
     if head and not report.problem():
-        initial = timm_names.flatten(
-            adapt.initial_leaves(timm_names.unrolled(module), [wanted[name].path for name in head], seed)
-        )
-        flat.update({wanted[name].path: np.asarray(initial[wanted[name].path]) for name in head})
+        flat.update(adapt.initial_leaves(module, [wanted[name].path for name in head], seed))
     return timm_names.to_form_of(module, timm_names.unflatten(flat)) if not report.problem() else {}, report
 
 
@@ -220,13 +220,16 @@ def load(
 
 
 def _hint(module: nn.Module, report: Report) -> str:
-    """What most probably mends it."""
+    """What most probably mends it, where it is one thing."""
     heads = adapt.head_leaves(module, 1)
-    for name, old, _ in report.mismatched:
-        if name in heads:
-            return f"; the file has {old[0]} classes: pass num_classes={old[0]}, or new_head for a new head"
-        if "pos_embed" in name or "relative_position_bias_table" in name:
-            return "; for another image size pass resize='antialias' (as timm) or 'plain' (as the Light Recipe)"
+    names = [name for name, _, _ in report.mismatched]
+    if report.missing or (report.unexpected and names):
+        return ""
+    if names and all(name in heads for name in names):
+        classes = report.mismatched[0][1][0]
+        return f"; the file has {classes} classes: pass num_classes={classes}, or new_head for a new head"
+    if names and all(name.endswith(("pos_embed", "relative_position_bias_table")) for name in names):
+        return "; for another image size pass resize='antialias' (as timm) or 'plain' (as the Light Recipe)"
     if report.unexpected and all(name in heads for name in report.unexpected):
         return "; pass new_head to leave out the file's head"
     return ""
@@ -236,9 +239,3 @@ def save_timm(path: str | pathlib.Path, module: nn.Module, variables: Variables)
     """Writes a .safetensors file with timm's names, which timm's model loads with `load_state_dict`."""
     said = {"format": "pt", "mean": str(tuple(module.mean)), "std": str(tuple(module.std))}
     safetensors.numpy.save_file(to_timm(module, variables), path, metadata=said)
-
-
-def sha256(path: str | pathlib.Path) -> str:
-    """Returns the hexadecimal SHA-256 of a file."""
-    with pathlib.Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
