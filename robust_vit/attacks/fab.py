@@ -25,7 +25,6 @@ ALPHA_MAX = 0.1  # the largest weight of the clean image's projection
 ETA = 1.05  # overshoot beyond the hyperplane
 BETA = 0.9  # how far a misclassified point is pulled back
 FAR = 1e10  # the distance of an example for which nothing has been found
-CHECKS = ("forward", "merged")
 _DUAL = {"linf": "l1", "l2": "l2", "l1": "linf"}
 
 
@@ -39,10 +38,8 @@ class FABState:
     labels: Array
     targets: Array
     epsilon: Array
-    tick: Array
-    step: Array  # steps taken
+    tick: Array  # steps taken
     current: Array
-    unchecked: Array  # "merged": whether `current` is a step whose prediction is not known yet
     closest: Array  # the closest misclassified point, whatever its distance
     distance: Array  # and its distance; FAR when there is none
     adversarial: Array
@@ -59,7 +56,6 @@ class FAB:
     steps: int
     targeted: bool
     stop: str
-    checks: str
     alpha_max: float
     eta: float
     beta: float
@@ -67,15 +63,13 @@ class FAB:
 
     @property
     def ticks(self) -> int:
-        """How many ticks finish any slot (with checks "merged" most slots need fewer)."""
-        return self.steps if self.checks == "forward" else 2 * self.steps
+        """How many ticks finish any slot."""
+        return self.steps
 
     @property
     def cost(self) -> slots.Cost:
-        """Model evaluations of one tick; the untargeted attack takes one backward pass per class for its one forward
-        pass.
-        """
-        return slots.Cost(forwards=int(self.checks == "forward"), gradients=1)
+        """Model evaluations of one tick (untargeted, each gradient is one forward and K backward passes)."""
+        return slots.Cost(forwards=1, gradients=1)
 
     def start(
         self,
@@ -113,9 +107,7 @@ class FAB:
             targets=targets.astype(jnp.int32),
             epsilon=epsilon,
             tick=zero,
-            step=zero,
             current=current,
-            unchecked=none,
             closest=images,
             distance=jnp.full((batch,), FAR, jnp.float32),
             adversarial=images,
@@ -125,55 +117,42 @@ class FAB:
         )
 
     def advance(self, logits_fn: LogitsFn, state: FABState, ticks: int) -> FABState:
-        """Runs `ticks` (static) ticks. With checks "forward" a tick is one step: a gradient evaluation and a forward
-        pass.
-        """
+        """Runs `ticks` (static) ticks: one gradient evaluation and one forward pass each."""
         return slots.advance(lambda s: self.tick(logits_fn, s), state, ticks)
 
     def tick(self, logits_fn: LogitsFn, s: FABState) -> FABState:
-        """Takes a step from every slot's point, or with checks "merged" judges the last one and takes it back."""
-        if self.checks == "merged":
-            return self._merged_tick(logits_fn, s)
-        _, gap, normal = self._linearise(logits_fn, s)
-        s = s.replace(non_finite=s.non_finite | _non_finite(gap, normal))
+        """Takes one step in every slot and judges it.
+
+        The step gets a forward pass of its own: nearly every step ends misclassified (it overshoots the boundary) and
+        is pulled back, so the next gradient is needed at another point, and judging by its forward pass would cost
+        more.
+        """
+        gap, normal = self._linearise(logits_fn, s)
         point = self._step(s, gap, normal)
         wrong = slots.misclassified(losses.in_float32(logits_fn(point)), s.labels)
         s = self._record(s, point, wrong)
-        s = s.replace(current=jnp.where(expand(wrong, point), self._pull_back(s, point), point))
-        return self._count(s, s.step + 1)
+        pulled_back = s.images + (point - s.images) * self.beta
+        tick = s.tick + 1
+        done = tick == self.steps
+        return s.replace(
+            current=jnp.where(expand(wrong, point), pulled_back, point),
+            tick=tick,
+            done=done | s.broken if self.stop == "broken" else done,
+            non_finite=s.non_finite | ~jnp.isfinite(gap) | ~jnp.isfinite(normal).all(axis=norms.PIXELS),
+        )
 
-    def _merged_tick(self, logits_fn: LogitsFn, s: FABState) -> FABState:
-        """One gradient evaluation: its forward pass judges the last step; where that is misclassified, the gradient is
-        not used.
-        """
-        logits, gap, normal = self._linearise(logits_fn, s)
-        s = s.replace(non_finite=s.non_finite | _non_finite(gap, normal))
-        wrong = s.unchecked & slots.misclassified(logits, s.labels)
-        s = self._record(s, s.current, wrong)
-        last = s.unchecked & (s.step == self.steps)  # the last step is only judged
-        point = jnp.where(expand(wrong, s.current), self._pull_back(s, s.current), self._step(s, gap, normal))
-        stepped = ~wrong & ~last
-        s = s.replace(current=point, unchecked=stepped)
-        return self._count(s, s.step + stepped, over=last)
-
-    def _count(self, s: FABState, step: Array, over: Array | None = None) -> FABState:
-        over = step == self.steps if over is None else over
-        done = over | s.broken if self.stop == "broken" else over
-        return s.replace(step=step, tick=s.tick + 1, done=done)
-
-    def _linearise(self, logits_fn: LogitsFn, s: FABState) -> tuple[Array, Array, Array]:
-        """Returns logits [B,K], the gap f_c - f_y [B] to the class c sought, and its gradient [B,H,W,C]."""
+    def _linearise(self, logits_fn: LogitsFn, s: FABState) -> tuple[Array, Array]:
+        """Returns the gap f_c - f_y [B] to the class c sought, and its gradient [B,H,W,C]."""
         logits, pull = jax.vjp(lambda points: losses.in_float32(logits_fn(points)), s.current)
-        label = jax.nn.one_hot(s.labels, logits.shape[-1], dtype=logits.dtype)
+        classes = logits.shape[-1]
 
         def towards(target: Array) -> tuple[Array, Array]:
-            direction = jax.nn.one_hot(target, logits.shape[-1], dtype=logits.dtype) - label
-            return jnp.take_along_axis(logits - _at(logits, s.labels), target[:, None], axis=-1)[:, 0], pull(direction)[
-                0
-            ]
+            f_c, f_y = (jnp.take_along_axis(logits, c[:, None], axis=-1)[:, 0] for c in (target, s.labels))
+            direction = jax.nn.one_hot(target, classes) - jax.nn.one_hot(s.labels, classes)
+            return f_c - f_y, pull(direction.astype(logits.dtype))[0]
 
         if self.targeted:
-            return logits, *towards(s.targets)
+            return towards(s.targets)
 
         def nearer(c: Array, best: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             gap, normal = towards(jnp.full_like(s.labels, c))
@@ -186,8 +165,7 @@ class FAB:
             )
 
         nothing = (jnp.full_like(s.epsilon, jnp.inf), jnp.zeros_like(s.epsilon), jnp.zeros_like(s.current))
-        _, gap, normal = jax.lax.fori_loop(0, logits.shape[-1], nearer, nothing)
-        return logits, gap, normal
+        return jax.lax.fori_loop(0, classes, nearer, nothing)[1:]
 
     def _step(self, s: FABState, gap: Array, normal: Array) -> Array:
         """Projects the iterate and the clean image on the hyperplane, and goes beyond a mixture of both."""
@@ -213,24 +191,12 @@ class FAB:
             broken=s.broken | inside,
         )
 
-    def _pull_back(self, s: FABState, point: Array) -> Array:
-        return s.images + (point - s.images) * self.beta
-
-
-def _at(logits: Array, labels: Array) -> Array:
-    return jnp.take_along_axis(logits, labels[:, None], axis=-1)
-
-
-def _non_finite(gap: Array, normal: Array) -> Array:
-    return ~jnp.isfinite(gap) | ~jnp.isfinite(normal).all(axis=norms.PIXELS)
-
 
 def fab_run(
     norm: str = "linf",
     steps: int = 100,
     targeted: bool = True,
     stop: str = "broken",
-    checks: str = "forward",
     alpha_max: float = ALPHA_MAX,
     eta: float = ETA,
     beta: float = BETA,
@@ -245,9 +211,6 @@ def fab_run(
         backward passes).
       stop: "broken" ends a slot with its first misclassified point within epsilon, which changes no flag; "never" goes
         on to the closest point.
-      checks: how a step is judged. "forward": by a forward pass of its own, so a step is always one gradient
-        evaluation and one forward pass. "merged": by the forward pass of the next gradient evaluation; a misclassified
-        step then costs a second evaluation. The iterates are the same.
       alpha_max: the largest weight of the clean image's projection.
       eta: overshoot.
       beta: the fraction of the perturbation that a misclassified point keeps.
@@ -259,6 +222,5 @@ def fab_run(
     """
     check_choice("norm", norm, norms.BALLS)
     check_choice("stop", stop, STOPS)
-    check_choice("checks", checks, CHECKS)
     check_count("steps", steps)
-    return FAB(norm, steps, targeted, stop, checks, alpha_max, eta, beta, draws or slots.noise(norm))
+    return FAB(norm, steps, targeted, stop, alpha_max, eta, beta, draws or slots.noise(norm))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from robust_vit.typing import Array
 
 _LARGEST = 0x7F7FFFFF  # the bits of the largest finite float32
+_SMALLEST = 0x00800000  # of the smallest normal one; what is below counts as 0 (XLA flushes it)
 
 
 def largest(holds: Callable[[Array], Array], batch: int) -> Array:
@@ -32,7 +33,7 @@ def largest(holds: Callable[[Array], Array], batch: int) -> Array:
         return jnp.where((candidate <= _LARGEST) & holds(value), candidate, bits)
 
     bits = jax.lax.fori_loop(0, 31, try_bit, jnp.zeros((batch,), jnp.int32))
-    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+    return jax.lax.bitcast_convert_type(jnp.where(bits < _SMALLEST, 0, bits), jnp.float32)
 
 
 def order_statistic(values: Array, rank: Array) -> Array:
