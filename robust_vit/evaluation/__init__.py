@@ -1,7 +1,8 @@
 """How accurate a classifier is, clean and under attack, and how sure that is: measurements, suites, reports."""
 
+from robust_vit.evaluation import masking
 from robust_vit.evaluation.autoattack import autoattack
 from robust_vit.evaluation.intervals import wilson
 from robust_vit.evaluation.measure import Measurement, Measurer, correct
 
-__all__ = ["Measurement", "Measurer", "autoattack", "correct", "wilson"]
+__all__ = ["Measurement", "Measurer", "autoattack", "correct", "masking", "wilson"]

@@ -14,6 +14,7 @@ from robust_vit.evaluation import lint
 
 # Thresholds. A share is a fraction of the points that are classified correctly without an attack.
 ZERO = 0.01  # share of points without a gradient (Pintor et al. accept none)
+LARGE_MARGIN = 40.0  # float32 loses the wrong classes' probabilities from a margin of about 88 on, e^-88 = 2^-126
 MISMATCH = 0.5  # relative error of the gradient against central differences, median over points
 HIDDEN = 0.05  # relative difference between the gradient and the true one, per point
 REPEAT = 1e-4  # distance of normalised logits between two calls (AutoAttack's figure)
@@ -164,13 +165,13 @@ def unavailable_gradients(zero: np.ndarray, nonfinite: np.ndarray) -> Finding:
 
 def saturated_loss(zero: np.ndarray, zero_of_logits: np.ndarray, margin: np.ndarray) -> Finding:
     """Is it the softmax that has lost the gradient, while the logits still have theirs?"""
-    share = np.mean(zero & ~zero_of_logits)
+    share = np.mean(zero & ~zero_of_logits & (margin > LARGE_MARGIN))
     return finding(
         "saturated_loss",
         share > ZERO,
         f"at {percent(share)} of points the logits have a gradient and the cross-entropy has none; median margin"
         f" {np.median(margin):.3g}",
-        f"at most {percent(ZERO)} of points (float32 loses the softmax beyond a margin of about 100)",
+        f"at most {percent(ZERO)} of points, with margins above {LARGE_MARGIN:.0f}",
         "the logits are too large for a softmax: divide them by a temperature, or attack the margin or DLR",
         share=share,
         median_margin=np.median(margin),

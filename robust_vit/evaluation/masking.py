@@ -20,6 +20,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import rich.table
+import rich.text
 
 from robust_vit import errors
 from robust_vit.attacks import norms
@@ -163,9 +165,21 @@ def suite(context: Any) -> dict[str, Any]:
     asked = {"norm": context.norm, "epsilon": context.epsilon, "seed": context.seed}
     queries = int(context.options.get("masking_queries", 500))
     made = report(context.logits_fn, images, labels, queries=queries, indices=indices, **asked)
-    for line in made.table().splitlines():
-        context.say(line)
     return made.to_dict()
+
+
+def details(entry: Mapping[str, Any]) -> rich.table.Table:
+    """One row a finding of the suite's entry in result.json; a warning also tells its rule and what to do."""
+    title = f"masking report, {len(entry['warnings'])} warnings, {entry['points']} points"
+    made = rich.table.Table(title=title, title_justify="left")
+    for column in ("verdict", "finding", "seen"):
+        made.add_column(column)
+    for found in entry["findings"]:
+        told = [found["saw"]]
+        if found["verdict"] == findings.WARNING:
+            told += [f"rule: {found['threshold']}", f"do: {found['advice']}"]
+        made.add_row(found["verdict"], found["name"], rich.text.Text("\n".join(told)))
+    return made
 
 
 def _first(batches: Iterable[Mapping[str, Any]], count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -129,7 +129,7 @@ def differences(
       lengths: [S], in the units of the norm.
 
     Returns:
-      "measured", "predicted" [S,R,B], "scale" [B] (the largest |logit|), "zero" [B] (is the gradient of f zero).
+      "measured", "predicted" [S,R,B], "scale" [B] (the largest |logit|), "zero" [B] (no such point has a gradient).
     """
     ball = norms.get(norm)
     clean = logits_fn(images)
@@ -140,24 +140,23 @@ def differences(
         z = losses.in_float32(logits_fn(points))
         return _take(z, runner_up) - _take(z, labels)
 
-    def compare(_: None, which: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
+    def compare(_: None, which: tuple[Array, Array]) -> tuple[None, tuple[Array, ...]]:
         index, length = which
         own = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, index)
         d = length * ball.steepest(norms.draw(own, images, jax.random.normal), images)
         room = jnp.minimum(jnp.max(jnp.abs(d), axis=PIXELS, keepdims=True), 0.5)
         x = jnp.clip(images, room, 1.0 - room)
         g = jax.grad(lambda points: jnp.sum(f(points)))(x)
-        return None, (0.5 * (f(x + d) - f(x - d)), jnp.sum(g * d, axis=PIXELS))
+        return None, (0.5 * (f(x + d) - f(x - d)), jnp.sum(g * d, axis=PIXELS), jnp.all(g == 0, axis=PIXELS))
 
     grid = jnp.repeat(lengths, directions)  # [S*R]
-    _, (measured, predicted) = jax.lax.scan(compare, None, (jnp.arange(len(grid)), grid))
+    _, (measured, predicted, zero) = jax.lax.scan(compare, None, (jnp.arange(len(grid)), grid))
     shape = (len(lengths), directions, len(images))
-    g = jax.grad(lambda points: jnp.sum(f(points)))(images)
     return {
         "measured": measured.reshape(shape),
         "predicted": predicted.reshape(shape),
         "scale": jnp.max(jnp.abs(clean), axis=-1),
-        "zero": jnp.all(g == 0, axis=PIXELS),
+        "zero": jnp.all(zero, axis=0),
     }
 
 
@@ -176,7 +175,7 @@ def has_gradient(logits_fn: LogitsFn, images: Array) -> str:
     """Returns "" if the logits can be differentiated in reverse mode, else the first line of what JAX says."""
     try:
         jax.eval_shape(jax.grad(lambda x: jnp.sum(logits_fn(x))), images)
-    except Exception as error:  # noqa: BLE001: whatever a user's program raises is the finding
+    except Exception as error:  # whatever the program raises is the finding
         return str(error).strip().partition("\n")[0] or type(error).__name__
     return ""
 

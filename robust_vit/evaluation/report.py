@@ -20,7 +20,7 @@ import rich.box
 import rich.console
 import rich.table
 
-from robust_vit.evaluation import fingerprint
+from robust_vit.evaluation import fingerprint, masking
 
 RESULT = "result.json"
 # Keys of result.json that are not suites.
@@ -221,7 +221,10 @@ def sweep(entry: Mapping[str, Any]) -> rich.table.Table:
 
 
 # Tables that belong to one suite: name -> function(entry) -> a rich table, or None. Suites add theirs here.
-DETAILS: dict[str, Callable[[Mapping[str, Any]], rich.table.Table | None]] = {"sweep": sweep}
+DETAILS: dict[str, Callable[[Mapping[str, Any]], rich.table.Table | None]] = {
+    "sweep": sweep,
+    "masking": masking.details,
+}
 
 
 def _details(result: Result) -> list[rich.table.Table | None]:

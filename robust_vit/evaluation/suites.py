@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from robust_vit import attacks, errors, parallel
-from robust_vit.evaluation import autoattack_suite, fingerprint, report
+from robust_vit.evaluation import autoattack_suite, fingerprint, masking, report
 from robust_vit.evaluation.measure import Batch, Measurement, Measurer, padded
 from robust_vit.typing import Attack, LogitsFn, Variables
 
@@ -132,6 +132,7 @@ SUITES: dict[str, Callable[[Context], dict[str, Any]]] = {
     "sweep": sweep,
     "quick": autoattack_suite.quick,
     "autoattack": autoattack_suite.full,
+    "masking": masking.suite,
 }
 
 
@@ -149,6 +150,8 @@ OPTIONS: dict[str, Callable[[str], Any]] = {
     "autoattack_batch_size": int,
     "autoattack_tile": int,
     "autoattack_dtype": str,
+    "masking_points": int,
+    "masking_queries": int,
 }
 
 

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from robust_vit import attacks
 
 EPSILON = 0.15
-WIDTH = 64
+WIDTH = 128
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
@@ -20,19 +20,19 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def initial(key):
-    """A convolution, a hidden layer, a head."""
+    """Two hidden layers and a head."""
     a, b, c = jax.random.split(key, 3)
     return {
-        "conv": jax.random.normal(a, (3, 3, 1, 16)) / 3.0,
-        "hidden": jax.random.normal(b, (4 * 4 * 16, WIDTH)) / 16.0,
-        "hidden_bias": jnp.zeros(WIDTH),
+        "first": jax.random.normal(a, (64, WIDTH)) / 4.0,
+        "second": jax.random.normal(b, (WIDTH, WIDTH)) / 8.0,
+        "bias": jnp.zeros((2, WIDTH)),
         "head": jax.random.normal(c, (WIDTH, 10)) / 8.0,
     }
 
 
 def features(params, x, activation=jax.nn.relu):
-    x = jax.lax.conv_general_dilated(x, params["conv"], (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    return activation(jax.nn.relu(x).reshape(len(x), -1) @ params["hidden"] + params["hidden_bias"])
+    x = jax.nn.relu(x.reshape(len(x), -1) @ params["first"] + params["bias"][0])
+    return activation(x @ params["second"] + params["bias"][1])
 
 
 def honest(params, x):
