@@ -17,10 +17,20 @@ BATCH = 4
 
 @pytest.fixture(scope="module", params=sorted(TINY))
 def tiny(request):
-    """(name, module, variables, images), made once for each family."""
+    """(name, module, variables, images, logits, input gradient), made once for each family."""
     module = models.build(request.param, **TINY[request.param])
     images = jax.random.uniform(jax.random.key(1), (BATCH, *models.image_shape(module)))
-    return request.param, module, models.init(module, jax.random.key(0)), images
+    variables = models.init(module, jax.random.key(0))
+
+    @jax.jit
+    def run(logits_fn, images):
+        def loss(images):
+            logits = logits_fn(images)
+            return -jax.nn.log_softmax(logits)[jnp.arange(BATCH), jnp.arange(BATCH) % 10].sum(), logits
+
+        return jax.grad(loss, has_aux=True)(images)[::-1]
+
+    return request.param, module, variables, images, *run(models.logits_fn(module, variables), images)
 
 
 def test_every_module_class_has_a_representative():
@@ -29,15 +39,7 @@ def test_every_module_class_has_a_representative():
 
 
 def test_logits_gradient_and_captures(tiny):
-    name, module, variables, images = tiny
-
-    @jax.jit
-    def run(logits_fn, images):
-        labels = jnp.arange(BATCH) % 10
-        loss = lambda x: -jax.nn.log_softmax(logits_fn(x))[jnp.arange(BATCH), labels].sum()  # noqa: E731
-        return logits_fn(images), jax.grad(loss)(images)
-
-    logits, gradient = run(models.logits_fn(module, variables), images)
+    name, module, variables, images, logits, gradient = tiny
     assert logits.shape == (BATCH, 10) and logits.dtype == jnp.float32
     assert np.isfinite(logits).all() and np.isfinite(gradient).all()
     assert float(jnp.abs(gradient).reshape(BATCH, -1).max(1).min()) > 0  # every image is seen
@@ -50,8 +52,7 @@ def test_logits_gradient_and_captures(tiny):
 
 
 def test_bfloat16_computes_logits_in_float32(tiny):
-    _, module, variables, images = tiny
-    exact = models.logits_fn(module, variables)(images)
+    _, module, variables, images, exact, _ = tiny
     narrow = jax.jit(module.clone(dtype=jnp.bfloat16).apply)(variables, images)
     assert narrow.dtype == jnp.float32
     scale = float(jnp.abs(exact).max()) + 1e-3
@@ -59,7 +60,7 @@ def test_bfloat16_computes_logits_in_float32(tiny):
 
 
 def test_training_step_has_gradients_and_new_statistics(tiny):
-    _, module, variables, images = tiny
+    _, module, variables, images, *_ = tiny
 
     @jax.jit
     def step(variables, images, key):
@@ -79,8 +80,14 @@ def test_training_step_has_gradients_and_new_statistics(tiny):
         assert all(jax.tree.leaves(moved))
 
 
-def test_equal_models_share_one_compilation(tiny):
-    name, module, variables, images = tiny
+def test_equal_models_are_equal_to_jit(tiny):
+    name, module, variables, *_ = tiny
+    again = models.logits_fn(models.build(name, **TINY[name]), jax.tree.map(lambda x: x + 0, variables))
+    ours, theirs = jax.tree.structure(models.logits_fn(module, variables)), jax.tree.structure(again)
+    assert ours == theirs and hash(ours) == hash(theirs)  # what `jax.jit` looks its compiled programs up by
+
+
+def test_equal_models_share_one_compilation():
     traces = []
 
     @jax.jit
@@ -88,7 +95,8 @@ def test_equal_models_share_one_compilation(tiny):
         traces.append(None)
         return logits_fn(images)
 
-    run(models.logits_fn(module, variables), images)
-    again = models.build(name, **TINY[name])
-    run(models.logits_fn(again, jax.tree.map(lambda x: x + 0, variables)), images)
+    for seed in range(2):
+        module = models.build("vit", **TINY["vit"])
+        variables = models.init(module, jax.random.key(seed))
+        run(models.logits_fn(module, variables), jnp.zeros((1, *models.image_shape(module))))
     assert len(traces) == 1

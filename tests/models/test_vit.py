@@ -7,6 +7,7 @@ import pytest
 
 from robust_vit import models
 from robust_vit.models import positions as positions_module
+from robust_vit.models import summary
 
 FIELDS = dict(depth=2, width=16, heads=2, patch_size=4, image_size=16, num_classes=5)
 IMAGES = jax.random.uniform(jax.random.key(7), (3, 16, 16, 3))
@@ -40,13 +41,13 @@ def shuffled_patches(images, order):
     ],
 )
 def test_parameters_carry_timms_names(fields, tokens, parameters):
-    module, variables = built(**fields)
-    assert set(variables["params"]) == {"blocks_0", "blocks_1", "head", "patch_embed"} | parameters
-    assert set(variables["params"]["blocks_0"]) == {"attn", "mlp", "norm1", "norm2"}
-    _, captured = models.capture(module, variables, IMAGES, ["tokens"])
-    assert captured["tokens"][0].shape == (3, tokens, 16)
+    module = models.build("vit", **{**FIELDS, **fields})
+    params = summary.shapes(module)["params"]
+    assert set(params) == {"blocks_0", "blocks_1", "head", "patch_embed"} | parameters
+    assert set(params["blocks_0"]) == {"attn", "mlp", "norm1", "norm2"}
+    assert summary.count_tokens(module) == tokens
     if "pos_embed" in parameters:
-        assert variables["params"]["pos_embed"].shape == (1, tokens, 16)
+        assert params["pos_embed"].shape == (1, tokens, 16)
 
 
 @pytest.mark.parametrize(("positions", "invariant"), [("none", True), ("learned", False), ("relative", False)])
@@ -110,12 +111,12 @@ def test_convolutional_stem_and_oblong_images():
     module = models.build(
         "vit_small_cvst", depth=1, width=16, heads=2, stem_width=4, image_size=[32, 64], num_classes=5
     )
-    variables = models.init(module, jax.random.key(0))
-    assert set(variables["params"]["patch_embed"]["proj"]) == {
-        f"stem_{i}" for i in (0, 1, 3, 4, 6, 7, 9, 10, 12)
-    }  # the state dict's numbers, activations counted
-    assert variables["params"]["pos_embed"].shape == (1, 1 + 2 * 4, 16)
-    assert module.apply(variables, jnp.ones((2, 32, 64, 3))).shape == (2, 5)
+    params = summary.shapes(module)["params"]
+    # the state dict's numbers: the activations between them have one too
+    assert set(params["patch_embed"]["proj"]) == {f"stem_{i}" for i in (0, 1, 3, 4, 6, 7, 9, 10, 12)}
+    assert params["pos_embed"].shape == (1, 1 + 2 * 4, 16)
+    logits = jax.eval_shape(module.apply, {"params": params}, jnp.ones((2, 32, 64, 3)))
+    assert logits.shape == (2, 5)
 
 
 def test_layer_scale_and_drop_path_act_on_the_branches():
