@@ -87,12 +87,12 @@ class Walk:
 
     Args:
       image_shape: [B,H,W,C] of the input, by which loops that carry an image are found.
-      is_library: says of the body of a custom derivative whether it is a library's own (`jax.nn.relu`).
+      is_trusted: says of the body of a custom derivative whether it is known to be honest (`jax.nn.relu`).
     """
 
-    def __init__(self, image_shape: tuple[int, ...], is_library):
+    def __init__(self, image_shape: tuple[int, ...], is_trusted):
         self.image_shape = tuple(image_shape)
-        self.is_library = is_library
+        self.is_trusted = is_trusted
         self.stabilisers: set[Origin] = set()  # stop_gradients that only shift a softmax
         self.selections: set[Origin] = set()  # argmax, sort and top-k that choose among active values
         self._numbers = itertools.count()
@@ -221,7 +221,7 @@ class Walk:
         ):
             return None
         outputs = self._jaxpr(bodies[0], inputs)
-        if eqn.primitive.name not in ("custom_jvp_call", "custom_vjp_call") or self.is_library(bodies[0]):
+        if eqn.primitive.name not in ("custom_jvp_call", "custom_vjp_call") or self.is_trusted(bodies[0]):
             return outputs
         active = any(flow.active for flow in inputs)  # the author's rule says what passes, whatever the body does
         outputs = [dataclasses.replace(flow, active=active and flow.depends) for flow in outputs]

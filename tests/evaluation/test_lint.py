@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from robust_vit import models
-from robust_vit.evaluation import lint
+from robust_vit.evaluation import lint, true_gradient
 
 IMAGES = jax.ShapeDtypeStruct((4, 8, 8, 3), jnp.float32)
 MATRIX = jnp.linspace(-1.0, 1.0, 8 * 8 * 3 * 10).reshape(-1, 10)
@@ -184,3 +184,10 @@ def test_vit_is_silent(scan, remat):
     logits_fn = models.logits_fn(module, variables)
     assert lint.check(logits_fn, IMAGES) == ()
     assert lint.check(jax.jit(logits_fn), IMAGES) == ()
+
+
+def test_derivatives_that_the_models_write_themselves_are_true():
+    module = models.build("vit", image_size=8, patch_size=4, width=16, depth=2, heads=2, num_classes=10)
+    logits_fn = models.logits_fn(module, models.init(module, jax.random.key(0)))
+    images = jax.random.uniform(jax.random.key(1), IMAGES.shape)
+    assert jnp.max(true_gradient.compare(logits_fn, images, jnp.arange(4))) < 1e-4
