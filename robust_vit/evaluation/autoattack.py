@@ -32,8 +32,9 @@ from robust_vit.evaluation import plan as plans
 from robust_vit.evaluation.ensembles import Part
 from robust_vit.evaluation.ledger import CLEAN, Ledger, Outcome
 from robust_vit.evaluation.plan import FLOAT32, Plan
+from robust_vit.evaluation.points import Chain, Points, as_float
 from robust_vit.evaluation.results import AttackRow, Result
-from robust_vit.evaluation.scheduling import BROKEN, NONFINITE, SURVIVED, Chain, Points
+from robust_vit.evaluation.scheduling import BROKEN, NONFINITE, SURVIVED
 from robust_vit.evaluation.verification import ROBUST, WRONG, Judge
 from robust_vit.typing import LogitsFn
 
@@ -347,7 +348,7 @@ class _Evaluation:
         void = [row for row in self.suspect if self.status[row] == ROBUST]
         for row in void:
             self.status[row] = NONFINITE
-        adversarial = scheduling.as_float(self.points.images)
+        adversarial = as_float(self.points.images)
         for row, image in self.adversarial.items():
             adversarial[row] = image
         robust = self.status == ROBUST

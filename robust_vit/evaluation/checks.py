@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from robust_vit.evaluation.points import Points
 from robust_vit.evaluation.results import AttackRow
-from robust_vit.evaluation.scheduling import Points
 from robust_vit.evaluation.verification import WRONG, Judge
 
 SQUARE_MARGIN = 0.002  # the reference warns when Square gains more than 0.2 points on all others together

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from robust_vit import errors
-from robust_vit.evaluation.scheduling import Points
+from robust_vit.evaluation.points import Points
 from robust_vit.evaluation.verification import NORMS
 
 FLOAT32 = "float32"

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from robust_vit.evaluation import intervals
-from robust_vit.evaluation.scheduling import BROKEN, NONFINITE, Tally
+from robust_vit.evaluation.scheduling import BROKEN, NONFINITE
+from robust_vit.evaluation.tile import Tally
 from robust_vit.evaluation.verification import Verification
 
 

@@ -14,7 +14,7 @@ from robust_vit.attacks.fab import fab_run
 from robust_vit.attacks.square import square_run
 from robust_vit.evaluation import cycles, scheduling
 from robust_vit.evaluation.ensembles import Part
-from robust_vit.evaluation.scheduling import Points
+from robust_vit.evaluation.points import Points
 from robust_vit.typing import Array, LogitsFn
 
 MALT_CANDIDATES = 100  # classes that MALT ranks, the paper's number

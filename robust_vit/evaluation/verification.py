@@ -17,6 +17,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from robust_vit import errors, parallel
 from robust_vit.evaluation import scheduling
+from robust_vit.evaluation.points import as_float
+from robust_vit.evaluation.tile import Program
 from robust_vit.typing import Array, Keys, LogitsFn
 
 NORMS = ("linf", "l2", "l1")
@@ -95,7 +97,7 @@ class Judge:
         out = []
         for part in scheduling.batches(range(len(images)), self.slots):
             tile = np.zeros((self.slots, *images.shape[1:]), np.float32)
-            tile[: len(part)] = scheduling.as_float(images[part[0] : part[-1] + 1])
+            tile[: len(part)] = as_float(images[part[0] : part[-1] + 1])
             keys = ()
             if self.keys is not None:
                 named = np.resize(np.asarray(rows)[part], self.slots)  # padded with keys that are thrown away
@@ -113,17 +115,15 @@ class Judge:
 
 
 @functools.lru_cache(maxsize=8)
-def _forward_program(mesh: Mesh | None, inputs: int) -> scheduling.Program:
+def _forward_program(mesh: Mesh | None, inputs: int) -> Program:
     def forward(logits_fn: LogitsFn, *inputs: Array) -> Array:
         return logits_fn(*inputs).astype(jnp.float32)
 
     if mesh is None:
-        return scheduling.Program(jax.jit(forward))
+        return Program(jax.jit(forward))
     split = PartitionSpec(parallel.DATA)
     specs = (PartitionSpec(), *[split] * inputs)
-    return scheduling.Program(
-        jax.jit(jax.shard_map(forward, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False))
-    )
+    return Program(jax.jit(jax.shard_map(forward, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)))
 
 
 def verdict(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -168,7 +168,7 @@ def verify(
         "adversarial.shape", adversarial.shape, adversarial.shape == images.shape, f"that of the images, {images.shape}"
     )
     judge = logits_fn if isinstance(logits_fn, Judge) else Judge(logits_fn, min(batch_size, max(1, len(images))))
-    clean = scheduling.as_float(images)
+    clean = as_float(images)
     radius = np.broadcast_to(np.asarray(epsilon, np.float64), (len(images),))
     finite_image = np.isfinite(adversarial).all(axis=(1, 2, 3))
     distance = distances(norm, clean, np.where(finite_image[:, None, None, None], adversarial, clean))

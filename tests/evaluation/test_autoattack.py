@@ -14,7 +14,8 @@ import pytest
 
 from robust_vit import evaluation, parallel
 from robust_vit.attacks.apgd import apgd_run
-from robust_vit.evaluation import autoattack, ensembles, runs, scheduling
+from robust_vit.evaluation import autoattack, ensembles, runs, tile
+from robust_vit.evaluation.points import Points
 from robust_vit.evaluation.quick import gap
 
 PARTS = ["square", "apgd-ce", "apgd-t"]  # the weakest first, so that each breaks some
@@ -146,7 +147,7 @@ def test_early_stopping_changes_no_flag(problem):
     """Against the same attack that never stops, and starts every point afresh."""
     logits_fn, images, labels = problem
     names = np.ones(len(labels), np.uint32)
-    keys = scheduling.item_keys(
+    keys = tile.item_keys(
         jax.random.key(0), ensembles.CODES["apgd-ce"] * names, np.arange(len(labels)), 0 * names, 0 * names
     )
     run = apgd_run("linf", steps=20, stop="never")
@@ -285,7 +286,7 @@ def test_malt_ranks_by_the_distance_of_the_linear_boundary():
     images = rng.uniform(size=(5, 2, 3, 2)).astype(np.float32)
     logits = np.asarray(logits_fn(images))
     labels = logits.argmax(1)
-    points = scheduling.Points(images, labels, np.ones(5, np.float32), np.arange(5))
+    points = Points(images, labels, np.ones(5, np.float32), np.arange(5))
     part = ensembles.part("apgd-malt")
     order = runs.targets(part, logits_fn, points, logits, "linf", 4, np.ones(5, bool))
     for row, label in enumerate(labels):

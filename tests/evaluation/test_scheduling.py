@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robust_vit import parallel
-from robust_vit.evaluation import scheduling
-from robust_vit.evaluation.scheduling import IDLE, Board, Chain, Points, schedule
+from robust_vit.evaluation import scheduling, tile
+from robust_vit.evaluation.board import IDLE, Board
+from robust_vit.evaluation.points import Chain, Points
+from robust_vit.evaluation.scheduling import schedule
 
 
 @flax.struct.dataclass
@@ -98,7 +100,7 @@ def plain(problem, items=3):
     found = {}
     for item in reversed(range(items)):
         ones = np.ones(len(points.labels), np.uint32)
-        keys = scheduling.item_keys(jax.random.key(5), ones, points.indices, item * ones, 0 * ones)
+        keys = tile.item_keys(jax.random.key(5), ones, points.indices, item * ones, 0 * ones)
         state = Toy().start(
             keys, logits_fn, points.images, jnp.asarray(points.labels), None, jnp.asarray(points.epsilon)
         )
