@@ -105,12 +105,13 @@ class Attention(nn.Module):
     heads: int
     qkv_bias: bool = True
     implementation: str = "einsum"
+    kernel_init: Callable[..., Array] = layers.trunc_normal(0.02)
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, bias: Array | None = None) -> Array:
-        policy = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        policy = dict(kernel_init=self.kernel_init, dtype=self.dtype, param_dtype=self.param_dtype)
         qkv = layers.Dense(3 * x.shape[-1], use_bias=self.qkv_bias, name="qkv", **policy)(x)
         q, k, v = split_heads(qkv, 3, self.heads)
         out = merge_heads(attend(self, q, k, v, bias, self.implementation))

@@ -33,6 +33,7 @@ class Block(nn.Module):
     norm_epsilon: float = 1e-6
     attention: str = "einsum"
     relative: tuple[int, int, int] | None = None  # (h, w, prefix) of the token grid, for a relative position bias
+    initializer: str = "timm"
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -45,13 +46,14 @@ class Block(nn.Module):
             bias = positions.RelativeBias(tuple(grid), self.heads, prefix, self.param_dtype, name="rel_pos")()
 
         branch = layers.LayerNorm(self.norm_epsilon, name="norm1", **policy)(x)
-        branch = attention.Attention(self.heads, self.qkv_bias, self.attention, name="attn", **policy)(branch, bias)
+        dense = policy | dict(kernel_init=layers.INITS[self.initializer])
+        branch = attention.Attention(self.heads, self.qkv_bias, self.attention, name="attn", **dense)(branch, bias)
         if self.layer_scale is not None:
             branch = layers.LayerScale(self.layer_scale, name="ls1", **policy)(branch)
         x = x + layers.DropPath(name="drop_path1")(branch, rate, train)
 
         branch = layers.LayerNorm(self.norm_epsilon, name="norm2", **policy)(x)
-        branch = layers.Mlp(int(x.shape[-1] * self.mlp_ratio), name="mlp", **policy)(branch)
+        branch = layers.Mlp(int(x.shape[-1] * self.mlp_ratio), name="mlp", **dense)(branch)
         if self.layer_scale is not None:
             branch = layers.LayerScale(self.layer_scale, name="ls2", **policy)(branch)
         x = x + layers.DropPath(name="drop_path2")(branch, rate, train)
@@ -107,6 +109,7 @@ class ViT(nn.Module):
       layer_scale: initial factor of each branch, None for none.
       stem: "patch", or "conv" (patch 16 by four strided convolutions of `stem_width` 1, 2, 4, 8).
       attention: formulation, see `attention.IMPLEMENTATIONS`.
+      initializer: of the dense kernels, "timm" (N(0, 0.02)) or "lecun" (N(0, 1/fan_in)), which narrow models need.
       mean, std: normalisation of the pixels, per channel; empty for none.
       drop_path: rate of the last block, linear over depth.
       remat, scan: recompute blocks in the backward pass; compile one block for all.
@@ -131,6 +134,7 @@ class ViT(nn.Module):
     stem: str = "patch"
     stem_width: int = 48
     attention: str = "einsum"
+    initializer: str = "timm"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     drop_path: float = 0.0
@@ -158,6 +162,7 @@ class ViT(nn.Module):
         lookup("positions", self.positions, dict.fromkeys(POSITIONS))
         lookup("stem", self.stem, dict.fromkeys(STEMS))
         lookup("attention", self.attention, attention.IMPLEMENTATIONS)
+        lookup("initializer", self.initializer, layers.INITS)
         check("width", self.width, self.width % self.heads == 0, f"divisible by heads = {self.heads}")
         size = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,) * 2
         divides = self.patch_size > 0 and not any(side % self.patch_size for side in size)
@@ -183,6 +188,7 @@ class ViT(nn.Module):
             self.norm_epsilon,
             self.attention,
             (*self.grid, self.prefix) if self.positions == "relative" else None,
+            self.initializer,
             **policy,
         )
         rates = layers.drop_path_rates(self.drop_path, self.depth)
@@ -213,16 +219,17 @@ class ViT(nn.Module):
     def _classify(self, x: Array) -> Array:
         """[B,prefix+N,D] -> logits [B,K]. The norm is per token, so only the tokens that are read are normalised."""
         policy = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        dense = policy | dict(kernel_init=layers.INITS[self.initializer])
         if self.pooling == "mean":
             x = x[:, self.prefix :].astype(layers.wide(self.dtype)).mean(1).astype(self.dtype)
             features = layers.LayerNorm(self.norm_epsilon, name="fc_norm", **policy)(x)
             layers.record(self, "features", features)
-            return layers.Head(self.num_classes, name="head", **policy)(features)
+            return layers.Head(self.num_classes, name="head", **dense)(features)
         x = layers.LayerNorm(self.norm_epsilon, name="norm", **policy)(x[:, : self.prefix])
         layers.record(self, "features", x[:, 0])
-        logits = layers.Head(self.num_classes, name="head", **policy)(x[:, 0])
+        logits = layers.Head(self.num_classes, name="head", **dense)(x[:, 0])
         if self.distilled:
-            logits = (logits + layers.Head(self.num_classes, name="head_dist", **policy)(x[:, 1])) / 2
+            logits = (logits + layers.Head(self.num_classes, name="head_dist", **dense)(x[:, 1])) / 2
         return logits
 
 
