@@ -1,18 +1,18 @@
 """Which attacks make an ensemble, in which order and with which settings: AutoAttack's versions, and some beyond it.
 
-    version    attacks, in order                                                                          reference
-    standard   apgd-ce, apgd-t (9 targets), fab-t (9 targets), square (5000 queries)                       linf, l2
-               apgd-ce x5, apgd-t (5 targets), both through radii 3, 2, 1 epsilon, fab-t (9), square        l1
+    version    attacks, in order
+    standard   linf, l2: apgd-ce, apgd-t (9 targets), fab-t (9 targets), square (5000 queries)
+               l1: apgd-ce x5, apgd-t (5 targets), both through radii 3, 2, 1 epsilon, fab-t (9), square
     plus       apgd-ce x5, apgd-dlr x5, fab x5, square, apgd-t (9), fab-t (9)
     rand       apgd-ce, apgd-dlr, the gradient averaged over 20 draws: for models that are random on purpose
     malt       apgd-ce, apgd-malt: nine targets chosen by the slope towards them
-    https://arxiv.org/abs/2407.02240 quick      apgd-ce, apgd-t (1 target), 10 steps each: for use in training, an
-    upper bound on the others
+    quick      apgd-ce, apgd-t (1 target), 10 steps each: for use in training, an upper bound on the others
 
 Where a model has too few classes for a part, the nearest thing that works is run instead, and said.
-References: https://github.com/fra31/auto-attack; Croce & Hein 2020, https://arxiv.org/abs/2003.01690; probability
-margin ("apgd-pma"):
-https://arxiv.org/abs/2411.15210; PGD that stops where its iterates repeat ("pgd"): https://arxiv.org/abs/2503.19347.
+
+References: https://github.com/fra31/auto-attack; Croce & Hein 2020, https://arxiv.org/abs/2003.01690; MALT ("apgd-malt"),
+https://arxiv.org/abs/2407.02240; probability margin ("apgd-pma"), https://arxiv.org/abs/2411.15210; PGD that stops
+where its iterates repeat ("pgd"), https://arxiv.org/abs/2503.19347.
 """
 
 import dataclasses

@@ -6,8 +6,7 @@ RobustBench's ImageNet figures are of 5000 validation images that a list file na
 points to it and its hash is checked). CIFAR figures are of the whole test set.
 
 Reference: Croce et al., RobustBench: a standardized adversarial robustness benchmark, 2021
-(https://arxiv.org/abs/2010.09670);
-https://github.com/RobustBench/robustbench.
+(https://arxiv.org/abs/2010.09670); https://github.com/RobustBench/robustbench.
 """
 
 import dataclasses

@@ -2,10 +2,9 @@
 
 The work of an attack is a chain of items a point (its restarts and targets, in the reference's order). A slot runs
 one item of one point; a point that breaks leaves at once, and its later items are never run. Slots that would idle
-run later items of points still in play ahead of their turn:
-the outcome counts only once every earlier item of the point has failed, so it can change neither a flag nor which
-item is named. Shapes never change, so nothing is compiled twice,
-and every slot computes from its own key and its own image alone: a result does not depend on its neighbours.
+run later items of points still in play ahead of their turn: the outcome counts only once every earlier item of the
+point has failed, so it can change neither a flag nor which item is named. Shapes never change, so nothing is compiled
+twice, and every slot computes from its own key and its own image alone: a result does not depend on its neighbours.
 
 An attack takes part by the stepping protocol: `run.start(keys, logits_fn, images, labels, target, epsilon, restart)
 -> state` and `run.advance(logits_fn, state, ticks) -> state`, with `done`, `broken`, `adversarial` (and `non_finite`)
@@ -28,8 +27,7 @@ from robust_vit.typing import LogitsFn
 SHARE = 8
 
 # How an item can end; a claim that is refused ends with its fault. "non-finite logits": the attack met values that
-# are not
-# numbers and did not break the point, which shows nothing.
+# are not numbers and did not break the point, which shows nothing.
 SURVIVED, BROKEN, NONFINITE = "survived", "broken", "non-finite logits"
 Examine = Callable[[list[int], np.ndarray], list[str]]
 Report = Callable[[int, int, str, int, np.ndarray | None], None]

@@ -20,9 +20,8 @@ from robust_vit.evaluation.board import IDLE, Board
 from robust_vit.evaluation.points import Chain, Points
 from robust_vit.typing import Array, LogitsFn
 
-# LLVM's effort on CPU. Level 1 compiles a quarter faster than the default 3, and the programs run as fast (their time
-# is in matrix products, which
-# are not compiled here); what runs once a slot and not once a step gets no effort at all.
+# LLVM's effort on CPU. Level 1 compiles a fifth faster than the default 3, and the programs run as fast: their time is
+# in matrix products, which are not compiled here. What runs once a slot and not once a step gets no effort at all.
 STEADY, RARE = 1, 0
 
 
