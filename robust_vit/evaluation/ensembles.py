@@ -11,8 +11,8 @@
 Where a model has too few classes for a part, the nearest thing that works is run instead, and said.
 
 References: https://github.com/fra31/auto-attack; Croce & Hein 2020, https://arxiv.org/abs/2003.01690; MALT
-("apgd-malt"), https://arxiv.org/abs/2407.02240; probability margin ("apgd-pma"), https://arxiv.org/abs/2411.15210; PGD that stops
-where its iterates repeat ("pgd"), https://arxiv.org/abs/2503.19347.
+("apgd-malt"), https://arxiv.org/abs/2407.02240; probability margin ("apgd-pma"), https://arxiv.org/abs/2411.15210;
+PGD that stops where its iterates repeat ("pgd"), https://arxiv.org/abs/2503.19347.
 """
 
 import dataclasses
