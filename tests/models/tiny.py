@@ -49,4 +49,10 @@ TINY = {
         num_classes=10,
         drop_path=0.1,
     ),
+    "cait": dict(
+        depth=2, width=32, heads=4, patch_size=4, image_size=16, num_classes=10, layer_scale=0.5, drop_path=0.1
+    ),
+    "xcit": dict(depth=2, width=32, heads=4, patch_size=4, image_size=16, num_classes=10, drop_path=0.1),
+    "resnet50_32": dict(depths=(1, 2), widths=(4, 8), stem_width=8, image_size=16, num_classes=10, drop_path=0.1),
+    "convnext_tiny": dict(depths=(1, 2), widths=(8, 16), layer_scale=0.5, image_size=32, num_classes=10, drop_path=0.1),
 }
