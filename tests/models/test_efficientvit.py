@@ -45,15 +45,15 @@ def test_heads_come_before_queries_keys_and_values():
 
 def test_captures():
     module = build()
-    variables = models.init(module, jax.random.key(0))
-    _, captured = jax.jit(lambda v, x: models.capture(module, v, x))(variables, IMAGES)
+    variables = jax.eval_shape(module.init, jax.random.key(0), IMAGES)
+    _, captured = jax.eval_shape(lambda v: models.capture(module, v, IMAGES), variables)
     assert [x.shape[1:] for x in captured["tokens"]] == [(8, 8, 8)] * 2 + [(4, 4, 16)] * 2 + [(2, 2, 16)] * 2
     assert [x.shape for x in captured["attention"]] == [(3, 4, 16, 16), (3, 4, 4, 4)]
     assert [x.shape for x in captured["features"]] == [(3, 16)]
 
 
 def test_recomputed_blocks_are_the_same_training_step():
-    module = build(depths=(0, 1, 1, 1))
+    module = build(widths=(8, 16, 16), depths=(0, 1, 1), strides=(4, 2, 2))
     variables = models.init(module, jax.random.key(0))
 
     def step(module):

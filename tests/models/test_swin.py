@@ -13,7 +13,7 @@ from robust_vit import models
 from robust_vit.models import scanning, swin
 
 FIELDS = dict(
-    depths=(3, 2), width=8, heads=(2, 2), patch_size=2, window_size=4, image_size=16, num_classes=5, mlp_ratio=2.0
+    depths=(3, 1), width=8, heads=(2, 2), patch_size=2, window_size=4, image_size=16, num_classes=5, mlp_ratio=2.0
 )
 IMAGES = jax.random.uniform(jax.random.key(7), (2, 16, 16, 3))
 
@@ -122,8 +122,8 @@ def test_captures_scanned_or_not(unrolled):
     logits, ours = run(module, variables, IMAGES)
     _, theirs = run(module.clone(scan=True), scanning.stack(variables), IMAGES)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, theirs)
-    assert [x.shape for x in ours["tokens"]] == [(2, 8, 8, 8)] * 3 + [(2, 4, 4, 16)] * 2
-    assert [x.shape for x in ours["attention"]] == [(2, 4 * 2, 16, 16)] * 3 + [(2, 1 * 2, 16, 16)] * 2
+    assert [x.shape for x in ours["tokens"]] == [(2, 8, 8, 8)] * 3 + [(2, 4, 4, 16)]
+    assert [x.shape for x in ours["attention"]] == [(2, 4 * 2, 16, 16)] * 3 + [(2, 1 * 2, 16, 16)]
     np.testing.assert_allclose(ours["attention"][1].sum(-1), 1, atol=1e-5)
     head = variables["params"]["head"]["fc"]
     np.testing.assert_allclose(ours["features"][0] @ head["kernel"] + head["bias"], logits, atol=1e-5)
@@ -137,8 +137,8 @@ def test_fused_attention_takes_the_bias_and_the_mask(unrolled):
 
 
 def test_drop_path_grows_over_all_stages():
-    module = models.build("swin", **FIELDS, drop_path=0.4)
-    np.testing.assert_allclose(list(itertools.chain(*module._rates())), [0, 0.1, 0.2, 0.3, 0.4])
+    module = models.build("swin", **FIELDS, drop_path=0.3)
+    np.testing.assert_allclose(list(itertools.chain(*module._rates())), [0, 0.1, 0.2, 0.3], atol=1e-12)
 
 
 @pytest.mark.parametrize(
