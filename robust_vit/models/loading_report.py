@@ -19,7 +19,9 @@ class Report:
     """
 
     loaded: list[str] = dataclasses.field(default_factory=list)
-    reshaped: list[tuple[str, tuple[int, ...], tuple[int, ...], str]] = dataclasses.field(default_factory=list)
+    reshaped: list[tuple[str, tuple[int, ...] | None, tuple[int, ...] | None, str]] = dataclasses.field(
+        default_factory=list
+    )
     ignored: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     missing: list[str] = dataclasses.field(default_factory=list)
     unexpected: list[str] = dataclasses.field(default_factory=list)
@@ -49,7 +51,9 @@ class Report:
         return f"{len(self.loaded)} tensors fit, " + ", ".join(parts) if parts else ""
 
 
-def _shape(shape: tuple[int, ...]) -> str:
+def _shape(shape: tuple[int, ...] | None) -> str:
+    if shape is None:
+        return "nothing"
     return "x".join(map(str, shape)) or "scalar"
 
 

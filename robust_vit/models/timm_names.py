@@ -47,6 +47,11 @@ class Leaf:
         segments = [re.sub(r"_(?=\d+(_|$))", ".", segment) for segment in joined.split("/") if segment]
         return ".".join([*segments, LEAVES.get((collection, name), name)])
 
+    @property
+    def timm_shape(self) -> tuple[int, ...]:
+        """The shape in PyTorch's layout."""
+        return self.to_torch(np.empty(self.shape, bool)).shape
+
     def to_torch(self, array: np.ndarray) -> np.ndarray:
         """Flax's layout -> PyTorch's."""
         if self.path[-1] != "kernel":

@@ -94,7 +94,7 @@ def from_timm(
         array = rest.pop(name, None)
         old = None if array is None else array.shape
         if name in head:
-            report.reshaped.append((name, old or (), head[name], "initialised anew"))
+            report.reshaped.append((name, old, leaf.timm_shape, "initialised anew"))
             continue
         if array is None:
             report.missing.append(name)
@@ -104,14 +104,14 @@ def from_timm(
         if not fits and resize:
             array = adapt.resize_positions(module, leaf.path, array, leaf.shape, resize == "antialias", grid)
         if array.shape != leaf.shape:
-            report.mismatched.append((name, old, leaf.to_torch(np.empty(leaf.shape, bool)).shape))
+            report.mismatched.append((name, old, leaf.timm_shape))
             continue
         flat[leaf.path] = array.astype(leaf.dtype)
         report.reshaped += [] if fits else [(name, old, array.shape, f"resized ({resize})")]
         report.loaded += [name] if fits else []
     for name in list(rest):
         if new_head and name in adapt.head_leaves(module, 1):
-            report.reshaped.append((name, rest.pop(name).shape, (), "left out"))
+            report.reshaped.append((name, rest.pop(name).shape, None, "left out"))
     report.unexpected += list(rest)
     if head and not report.problem():
         flat.update(adapt.initial_leaves(module, [wanted[name].path for name in head], seed))
