@@ -6,7 +6,8 @@ the threat model of a configuration:
 
     python -m robust_vit.evaluate --logits_fn=mymodule:make_logits_fn --config=configs/digits.py --workdir=runs/mine
 
-where `make_logits_fn()` returns images [B,H,W,C] in [0,1] -> logits [B,K].
+where `make_logits_fn()` returns images [B,H,W,C] in [0,1] -> logits [B,K]. So are converted weights
+(`python -m robust_vit.convert`), with `--weights_dir=DIR` in place of `--logits_fn`.
 """
 
 import dataclasses
@@ -26,6 +27,7 @@ from robust_vit.config import ConfigDict
 from robust_vit.data import pipeline, splits
 from robust_vit.errors import check, lookup
 from robust_vit.evaluation import report, suites
+from robust_vit.models import torch_weights
 from robust_vit.training import checkpoint, experiment
 from robust_vit.typing import LogitsFn
 
@@ -45,8 +47,14 @@ _WEIGHTS = flags.DEFINE_string(
 _LOGITS_FN = flags.DEFINE_string(
     "logits_fn", None, "module:function, which returns the classifier to measure.", flag_values=_FLAGS
 )
+_WEIGHTS_DIR = flags.DEFINE_string(
+    "weights_dir", None, "A folder of converted weights to measure, see robust_vit.convert.", flag_values=_FLAGS
+)
 _CONFIG = flags.DEFINE_string(
-    "config", None, "With --logits_fn: the experiment that names data and threat model.", flag_values=_FLAGS
+    "config",
+    None,
+    "With --logits_fn or --weights_dir: the experiment that names data and threat model.",
+    flag_values=_FLAGS,
 )
 _NORM = flags.DEFINE_string("norm", None, "linf, l2 or l1; the run's by default.", flag_values=_FLAGS)
 _EPSILON = flags.DEFINE_string(
@@ -105,6 +113,20 @@ def from_function(name: str, config: ConfigDict) -> Subject:
     return Subject(config, lookup("logits_fn", function_name, callables)(), {"step": None, "function": name})
 
 
+def from_converted(directory: str | pathlib.Path, config: ConfigDict) -> Subject:
+    """The classifier in a folder of converted weights, on the data and threat model of a configuration.
+
+    Raises:
+      ValueError: if the folder holds none, is damaged, or its classes are not those of the data.
+    """
+    module, variables, description = torch_weights.load_converted(directory)
+    classes = experiment.build_data(config).num_classes
+    check("num_classes", module.num_classes, module.num_classes == classes, f"{classes}, as in {config.data.name}")
+    source = description["source"] or {}
+    said = {"step": None, "model": description["model"], "source": source.get("sha256") or source}
+    return Subject(config, models.logits_fn(module, variables), said, module, variables)
+
+
 def split_batches(
     config: ConfigDict, split: str, batch_size: int | None = None, limit: int | None = None
 ) -> tuple[pipeline.Evaluation, Any]:
@@ -148,23 +170,27 @@ def check_flags() -> list[str]:
         check("norm", _NORM.value, _EPSILON.value is not None, "given together with --epsilon")
     for flag in (_STEPS, _RESTARTS, _BATCH_SIZE, _LIMIT):
         check(flag.name, flag.value, flag.value is None or flag.value >= 1, "at least 1")
-    source = "--workdir, a folder that training wrote, or --logits_fn"
-    check("workdir", _WORKDIR.value, bool(_WORKDIR.value or _LOGITS_FN.value), f"given: {source}")
+    source = "--workdir, a folder that training wrote, or --logits_fn, or --weights_dir"
+    own = bool(_LOGITS_FN.value or _WEIGHTS_DIR.value)
+    check("workdir", _WORKDIR.value, bool(_WORKDIR.value or own), f"given: {source}")
+    check("weights_dir", _WEIGHTS_DIR.value, not (_LOGITS_FN.value and _WEIGHTS_DIR.value), "given without --logits_fn")
     if _CONFIG.value is not None:
-        check("config", _CONFIG.value, _LOGITS_FN.value is not None, "given with --logits_fn only; a run has its own")
+        check("config", _CONFIG.value, own, "given with --logits_fn or --weights_dir only; a run has its own")
     return names
 
 
 def subject() -> Subject:
     """Loads what the flags name."""
-    if _LOGITS_FN.value is None:
+    if _LOGITS_FN.value is None and _WEIGHTS_DIR.value is None:
         return from_run(_WORKDIR.value, _CHECKPOINT.value, _WEIGHTS.value)
     stored = pathlib.Path(_WORKDIR.value or ".") / "config.json"
     if _CONFIG.value is not None:
         config = config_lib.load_file(_CONFIG.value)
     else:
-        check("config", None, stored.is_file(), "given with --logits_fn: a file such as configs/digits.py")
+        check("config", None, stored.is_file(), "given, a file such as configs/digits.py, as there is no run folder")
         config = config_lib.from_json(stored.read_text())
+    if _WEIGHTS_DIR.value is not None:
+        return from_converted(_WEIGHTS_DIR.value, config)
     return from_function(_LOGITS_FN.value, config)
 
 
