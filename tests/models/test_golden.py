@@ -22,10 +22,28 @@ FOLDER = pathlib.Path(__file__).parent.parent / "data" / "golden"
 INDEX = json.loads((FOLDER / "index.json").read_text())
 XCIT = [tag for tag in INDEX if "xcit" in tag]  # positions are float32 in the reference, whatever the precision
 
-# the same graphs as another tag, larger; or the same numbers
-REPEATED = {"micro_mobilevit_64", "micro_efficientvit_64", "micro_convnext", "micro_deit"}
-TAGS = [pytest.param(tag, marks=[pytest.mark.slow] if tag in REPEATED else []) for tag in INDEX]
-BATCH_NORM_TAGS = [param for param in TAGS if INDEX[param.values[0]]["buffers"]]
+# By default every graph once in float64, and every family once in float32 and in training; the rest is slow.
+LARGER = {"micro_mobilevit_64", "micro_efficientvit_64", "micro_convnext", "micro_deit"}
+FAMILIES = {
+    "micro_vit",
+    "micro_cait",
+    "micro_xcit_p4",
+    "micro_swin",
+    "micro_sparse_swin",
+    "micro_efficientvit_32",
+    "micro_mobilevit_tiny_48",
+    "micro_resnet_gelu",
+    "micro_convnext_cvst",
+}
+
+
+def slow_where(condition, tags=tuple(INDEX)):
+    return [pytest.param(tag, marks=[pytest.mark.slow] if condition(tag) else []) for tag in tags]
+
+
+GRAPHS = slow_where(lambda tag: tag in LARGER)
+ONE_A_FAMILY = slow_where(lambda tag: tag not in FAMILIES)
+BATCH_NORM = slow_where(lambda tag: tag not in FAMILIES, [tag for tag in INDEX if INDEX[tag]["buffers"]])
 
 _spec = importlib.util.spec_from_file_location("redraw", FOLDER / "redraw.py")
 _redraw = importlib.util.module_from_spec(_spec)
@@ -63,11 +81,6 @@ def loss(variables, images, labels, module, train=False):
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1).mean(), (logits, state)
 
 
-def compile(function):
-    """`jax.jit`, with half of the compile time: these programs run once."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def relative(found, expected):
     return np.abs(np.asarray(found, np.float64) - expected).max() / np.abs(expected).max()
 
@@ -78,23 +91,23 @@ def test_every_reference_has_a_model_and_every_weight_file_is_used():
     assert used == {path.name for path in (FOLDER / "weights").iterdir()}
 
 
-@pytest.mark.parametrize("tag", TAGS)
+@pytest.mark.parametrize("tag", ONE_A_FAMILY)
 def test_float32(tag):
     arrays = reference(tag)
     module, variables = load(tag, jnp.float32)
-    run = compile(jax.grad(functools.partial(loss, module=module), argnums=1, has_aux=True))
+    run = jax.jit(jax.grad(functools.partial(loss, module=module), argnums=1, has_aux=True))
     gradient, (logits, _) = run(variables, jnp.asarray(arrays["x"], jnp.float32), arrays["y"])
     assert relative(logits, arrays["logits64"]) < 2e-5
     assert relative(gradient, arrays["xgrad64"]) < 1e-4
 
 
-@pytest.mark.parametrize("tag", TAGS)
+@pytest.mark.parametrize("tag", GRAPHS)
 def test_float64_with_the_gradient_of_every_parameter(tag):
     arrays = reference(tag)
     tolerance = 2e-6 if tag in XCIT else 1e-10
     with jax.enable_x64(True):
         module, variables = load(tag, jnp.float64)
-        run = compile(jax.grad(functools.partial(loss, module=module), argnums=(0, 1), has_aux=True))
+        run = jax.jit(jax.grad(functools.partial(loss, module=module), argnums=(0, 1), has_aux=True))
         (by_parameter, by_pixel), (logits, _) = run(variables, jnp.asarray(arrays["x"], jnp.float64), arrays["y"])
         assert logits.dtype == by_pixel.dtype == np.float64
         assert relative(logits, arrays["logits64"]) < tolerance
@@ -105,20 +118,19 @@ def test_float64_with_the_gradient_of_every_parameter(tag):
     assert relative([g @ np.cos(np.arange(g.size)) for g in flat], arrays["pgrad_dot"]) < tolerance
 
 
-@pytest.mark.parametrize("tag", BATCH_NORM_TAGS)
+@pytest.mark.parametrize("tag", BATCH_NORM)
 def test_batch_norm_in_training(tag):
     arrays = reference(tag)
     module, variables = load(tag, jnp.float32)
-    run = compile(jax.grad(functools.partial(loss, module=module, train=True), argnums=1, has_aux=True))
+    run = jax.jit(jax.grad(functools.partial(loss, module=module, train=True), argnums=1, has_aux=True))
     gradient, (logits, state) = run(variables, jnp.asarray(arrays["x"], jnp.float32), arrays["y"])
     after = torch_weights.to_timm(module, {**variables, "batch_stats": state["batch_stats"]})
     statistics = np.concatenate([after[name].ravel() for name in INDEX[tag]["buffers"]])
-    assert relative(logits, arrays["train_logits"]) < 2e-5
-    assert relative(statistics, arrays["train_stats"]) < 2e-6
-    # the reference is float32 here, and two images on a 1x1 map are an ill-conditioned batch: in float64 our gradient
-    # is 1.5e-2 from it for this tag, at most 7.2e-4 for the others
-    tolerance = 2e-2 if tag == "micro_mobilevit_tiny_32" else 1e-3
-    assert relative(gradient, arrays["train_xgrad"]) < tolerance
+    # The reference is float32 here, and two images on a map of 1x1 are an ill-conditioned batch. In float64 we differ
+    # from it by at most 4.2e-5 (logits), 6.5e-6 (statistics) and 7.2e-4 (gradient; 1.5e-2 for micro_mobilevit_tiny_32).
+    assert relative(logits, arrays["train_logits"]) < 1e-4
+    assert relative(statistics, arrays["train_stats"]) < 1e-5
+    assert relative(gradient, arrays["train_xgrad"]) < (2e-2 if tag == "micro_mobilevit_tiny_32" else 3e-3)
 
 
 @pytest.mark.parametrize("tag", [tag for tag in INDEX if "sparse" in tag])
@@ -130,7 +142,7 @@ def test_sparse_swin_keeps_the_same_windows(tag, monkeypatch):
         orders.append(rank(*arguments))
         return orders[-1]
 
-    @compile
+    @jax.jit
     def run(variables, images):
         module.apply(variables, images)
         return orders
