@@ -2,8 +2,8 @@
 
 One `jax.jit` over global arrays on a mesh is the way the trainer and the evaluator run: batches are split over the mesh
 axis `data`, the state is replicated, and XLA inserts the one all-reduce of the gradients. Since JAX 0.10 `jax.pmap` is
-itself a wrapper of `jit(shard_map)`; `pmap` below is its door for code that works with per-device arrays (a leading axis
-of devices).
+itself a wrapper of `jit(shard_map)`; `pmap` below is its door for code that works with per-device arrays (a leading
+axis of devices).
 """
 
 from collections.abc import Callable, Iterable, Sequence

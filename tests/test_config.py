@@ -1,6 +1,5 @@
 """A bad value is named in one line before anything is compiled."""
 
-
 import pytest
 
 from robust_vit import config as config_lib

@@ -1,0 +1,19 @@
+"""Swin-T: the light recipe on ImageNet, or a small sibling on rendered 32x32 shapes.
+
+    python -m robust_vit.main --config=configs/swin_t.py --workdir=runs/swin_t
+    python -m robust_vit.main --config=configs/swin_t.py:synthetic --workdir=runs/small
+
+The ImageNet run has not been measured in this project.
+
+Reference: Liu et al. 2021, arXiv 2103.14030.
+"""
+
+from robust_vit import recipes
+
+
+def get_config(data: str = "imagenet"):
+    if data == "synthetic":
+        return recipes.build(
+            "swin_tiny_patch4_window7_224", data, patch_size=2, window_size=4, depths=(2, 2), width=48, heads=(2, 4)
+        )
+    return recipes.build("swin_tiny_patch4_window7_224", data)
