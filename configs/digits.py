@@ -35,6 +35,8 @@ def get_config(objective: str = "adversarial"):
     config.optimizer.weight_decay = 0.5
     config.optimizer.warmup_epochs = 2.0
 
+    if objective == "standard":
+        config.validation.select = "clean_accuracy"  # its robust accuracy is noise to select by
     config.training.epochs = 40.0
     config.training.validate_every_epochs = 4.0
     config.training.save_every_epochs = 4.0

@@ -55,6 +55,11 @@ def is_concrete(value: Any) -> bool:
     return not isinstance(value, jax.core.Tracer)
 
 
+def is_zero(value: Any) -> bool:
+    """True if the numbers can be read now and are all 0."""
+    return is_concrete(value) and bool(np.all(np.asarray(value) == 0))
+
+
 def per_example(value: Any, images: Array) -> Array:
     """Broadcasts a scalar or [B] value to [B], in the working precision of `images` [B,H,W,C].
 

@@ -18,6 +18,7 @@ from robust_vit.attacks.arguments import (
     expand,
     finish,
     is_concrete,
+    is_zero,
     per_example,
     working,
 )
@@ -80,7 +81,7 @@ def pgd(
     check_count("steps", steps)
     check_count("restarts", restarts)
     check_choice("keep", keep, KEEP)
-    if step_size is not None:
+    if step_size is not None and not is_zero(epsilon):  # a ball of radius 0 needs no step
         check_positive("step_size", step_size)
     if is_concrete(momentum) and not momentum >= 0:
         raise ValueError(f"momentum = {momentum}: must be at least 0")

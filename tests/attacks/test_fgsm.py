@@ -57,3 +57,8 @@ def test_targeted_step_lowers_the_targets_loss(problem):
 def test_bad_epsilon_is_named():
     with pytest.raises(ValueError, match="epsilon = 4: must be at most 1 for norm linf"):
         attacks.fgsm(epsilon=4)
+
+
+def test_a_ball_of_radius_zero_needs_no_step_size(problem):
+    keys, logits_fn, images, labels = problem()
+    np.testing.assert_array_equal(attacks.fgsm(epsilon=0.0)(keys, logits_fn, images, labels), images)
