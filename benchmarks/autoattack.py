@@ -39,6 +39,7 @@ PACKAGES = {"ours": ("jax", "jaxlib", "flax", "numpy"), "official": ("pyautoatta
 
 def main() -> None:
     options = parse()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])  # of both sides
     if options.side:
         measured = {"ours": ours, "official": official, "prepare": prepare}[options.side](options)
         pathlib.Path(options.out).write_text(json.dumps(measured))
@@ -51,7 +52,6 @@ def main() -> None:
     }
     for name in options.models.split(","):
         report["models"][name] = compare(name, options)
-        report["load"] = os.getloadavg()
         options.results.parent.mkdir(exist_ok=True)
         options.results.write_text(json.dumps(report, indent=1) + "\n")
         options.results.with_suffix(".md").write_text(table(report))
@@ -66,7 +66,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--points", type=int, default=360, help="how many test points")
     parser.add_argument("--budget", type=float, default=1.0, help="multiplies steps and queries, on both sides")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="cores for either side")
     parser.add_argument("--devices", type=int, default=1, help="virtual CPU devices for ours")
     parser.add_argument("--merge", action="store_true", help="keep the results of models that are not run")
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
@@ -78,7 +78,7 @@ def parse() -> argparse.Namespace:
 
 def compare(model: str, options: argparse.Namespace) -> dict[str, Any]:
     """Measures both sides `repeats` times, alternating."""
-    sides = options.sides.split(",")
+    sides, load = options.sides.split(","), os.getloadavg()[0]
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     with tempfile.TemporaryDirectory() as folder:
         process("prepare", model, folder, options)
@@ -87,7 +87,8 @@ def compare(model: str, options: argparse.Namespace) -> dict[str, Any]:
                 runs[side].append(process(side, model, folder, options))
                 last = runs[side][-1]
                 print(f"{model} {side}: {last['seconds']:.1f} s, robust {last['robust_accuracy']:.4f}", flush=True)
-    return {"points": options.points, "budget": options.budget, "batch_size": BATCH, **runs} | summary(runs)
+    settings = {"points": options.points, "budget": options.budget, "batch_size": BATCH, "cores": options.threads}
+    return settings | {"load_before": load} | runs | summary(runs)
 
 
 def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -97,6 +98,8 @@ def summary(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         return {"median": middle}
     first, second = (middle[side] for side in SIDES)
     ratio = {field: first[field] / second["seconds"] for field in ("seconds", "warm_seconds") if field in first}
+    for field in ("processor_seconds", "warm_processor_seconds"):
+        ratio |= {field: first[field] / second["processor_seconds"]} if field in first else {}
     apart = 100 * (first["robust_accuracy"] - second["robust_accuracy"])
     return {"median": middle, "ratio": ratio, "robust_accuracy_difference_points": apart}
 
@@ -313,17 +316,17 @@ def versions(side: str) -> dict[str, str]:
 def table(report: dict[str, Any]) -> str:
     """The medians as markdown."""
     lines = [f"`{report['command']}`", "", f"{report['hardware']['cpu']}, {report['hardware']['cores']} cores.", ""]
-    lines += ["| model | points, budget | side | robust | total s | compile s | apgd-ce | apgd-t | fab-t | square |"]
-    lines += ["|---|---|---|--:|--:|--:|--:|--:|--:|--:|"]
+    columns = ("model", "points, budget, cores", "side", "robust", "total s", "processor s", "compile s", *ATTACKS)
+    lines += [f"| {' | '.join(columns)} |", "|---|---|---" + (len(columns) - 3) * "|--:" + "|"]
     for name, entry in report["models"].items():
         for side, middle in entry["median"].items():
             split = [f"{middle['split'].get(attack, 0.0):.1f}" for attack in ATTACKS]
             compiling = f"{middle['compile_seconds']:.1f}" if "compile_seconds" in middle else ""
-            total = f"{middle['seconds']:.1f}"
+            total, spent = f"{middle['seconds']:.1f}", f"{middle['processor_seconds']:.1f}"
             if "warm_seconds" in middle:
                 total += f" ({middle['warm_seconds']:.1f} without compile)"
-            which = f"{entry['points']}, {entry['budget']:g}"
-            row = [name, which, side, f"{100 * middle['robust_accuracy']:.2f} %", total, compiling, *split]
+            which = f"{entry['points']}, {entry['budget']:g}, {entry['cores']}"
+            row = [name, which, side, f"{100 * middle['robust_accuracy']:.2f} %", total, spent, compiling, *split]
             lines.append(f"| {' | '.join(row)} |")
     lines.append("")
     for name, entry in report["models"].items():
@@ -334,8 +337,10 @@ def table(report: dict[str, Any]) -> str:
         repeats = len(entry["ours"])
         apart = entry["robust_accuracy_difference_points"]
         lines.append(
-            f"* {name}: {entry['ratio'][field]:.2f}x the official wall time, {kind} (goal {goal}x, median of "
-            f"{repeats}); robust accuracy {apart:+.2f} points apart."
+            f"* {name}: {entry['ratio'][field]:.2f}x the official wall time and "
+            f"{entry['ratio'][field.replace('seconds', 'processor_seconds')]:.2f}x its processor time, {kind} (goal "
+            f"{goal}x; {repeats} repeats); robust accuracy {apart:+.2f} points apart; load of the machine before: "
+            f"{entry['load_before']:.1f}."
         )
     return "\n".join(lines) + "\n"
 
