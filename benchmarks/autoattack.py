@@ -51,7 +51,7 @@ def main() -> None:
         "models": json.loads(RESULTS.read_text())["models"] if options.merge and RESULTS.exists() else {},
     }
     for name in options.models.split(","):
-        report["models"][name] = compare(name, options)
+        report["models"][name] = {"command": report["command"], **compare(name, options)}
         options.results.parent.mkdir(exist_ok=True)
         options.results.write_text(json.dumps(report, indent=1) + "\n")
         options.results.with_suffix(".md").write_text(table(report))
@@ -315,7 +315,9 @@ def versions(side: str) -> dict[str, str]:
 
 def table(report: dict[str, Any]) -> str:
     """The medians as markdown."""
-    lines = [f"`{report['command']}`", "", f"{report['hardware']['cpu']}, {report['hardware']['cores']} cores.", ""]
+    commands = dict.fromkeys(entry["command"] for entry in report["models"].values())
+    lines = [*(f"`{command}`" for command in commands), ""]
+    lines += [f"{report['hardware']['cpu']}, {report['hardware']['cores']} cores.", ""]
     columns = ("model", "points, budget, cores", "side", "robust", "total s", "processor s", "compile s", *ATTACKS)
     lines += [f"| {' | '.join(columns)} |", "|---|---|---" + (len(columns) - 3) * "|--:" + "|"]
     for name, entry in report["models"].items():

@@ -24,8 +24,16 @@ def test_ratio_is_of_the_medians_and_the_table_says_it():
     assert found["ratio"]["seconds"] == pytest.approx(2 / 8)
     assert found["robust_accuracy_difference_points"] == pytest.approx(-1.0)
 
-    entry = {"points": 3, "budget": 1.0, "cores": 2, "load_before": 0.1, "ours": ours, "official": official} | found
-    report = {"command": "c", "hardware": {"cpu": "p", "cores": 2}, "models": {"digits": entry}}
+    entry = {
+        "command": "c",
+        "points": 3,
+        "budget": 1.0,
+        "cores": 2,
+        "load_before": 0.1,
+        "ours": ours,
+        "official": official,
+    } | found
+    report = {"hardware": {"cpu": "p", "cores": 2}, "models": {"digits": entry}}
     text = benchmark.table(report)
     assert "digits: 0.25x the official wall time" in text
     assert "| digits | 3, 1, 2 | official | 51.00 % | 8.0 | 16.0 |  | 2.0 |" in text
