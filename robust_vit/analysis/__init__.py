@@ -1,1 +1,1 @@
-"""Placeholder docstring."""
+"""Pictures that explain a run: curves, adversarial examples, accuracy against epsilon."""
