@@ -35,6 +35,14 @@ APGD = {
 RECORDED_NORM = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def optimised_programs():
+    """What is held to the recording is the program that users run."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 def nhwc(x):
     return np.moveaxis(x, 1, -1)
 

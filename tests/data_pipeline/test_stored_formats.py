@@ -194,7 +194,7 @@ def prepared(tmp_path_factory):
             features = tfds.features.FeaturesDict(
                 {"image": tfds.features.Image(shape=(None, None, 3)), "label": tfds.features.ClassLabel(num_classes=4)}
             )
-            return self.dataset_info_from_configs(features=features, supervised_keys=("image", "label"))
+            return tfds.core.DatasetInfo(builder=self, features=features, supervised_keys=("image", "label"))
 
         def _split_generators(self, manager):
             return {"train": self._generate_examples(0, 30), "validation": self._generate_examples(30, 6)}

@@ -21,14 +21,6 @@ POINTS = 64
 NORM = {"norm": "linf", "epsilon": planted.EPSILON}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """A dozen small programs a report, run once: most of the time would go into optimising them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def split():
     images, labels = planted.digits()
