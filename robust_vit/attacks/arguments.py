@@ -4,7 +4,6 @@ A newcomer can skip this file; somebody who writes an attack will want `check_*`
 `as_seen` and `finish`.
 """
 
-import difflib
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from robust_vit.errors import nearest
 from robust_vit.typing import Array, Keys
 
 
@@ -20,9 +20,7 @@ def check_choice(field: str, value: str, allowed: Iterable[str]) -> None:
     allowed = sorted(allowed)
     if value in allowed:
         return
-    nearest = difflib.get_close_matches(str(value).lower(), allowed, n=1, cutoff=0.5)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    raise ValueError(f"{field} = {value!r}: must be one of {', '.join(allowed)}{hint}")
+    raise ValueError(f"{field} = {value!r}: must be one of {', '.join(allowed)}{nearest(str(value).lower(), allowed)}")
 
 
 def check_count(field: str, value: int, minimum: int = 1) -> None:
