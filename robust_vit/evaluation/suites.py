@@ -8,7 +8,6 @@ function and a line in `SUITES`; a table of its own is a function and a line in 
 import dataclasses
 import functools
 import pathlib
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -251,12 +250,7 @@ def evaluate(
 
 def identify(logits_fn: LogitsFn, image_shape: Sequence[int]) -> str:
     """The hash of a classifier's weights, also of those that a plain function holds as constants."""
-    hashed = fingerprint.weights(logits_fn)
-    if hashed != "closure":
-        return hashed
-    traced = jax.make_jaxpr(logits_fn)(jax.ShapeDtypeStruct((1, *image_shape), "float32"))
-    program = re.sub(r" at 0x[0-9a-f]+", "", str(traced.jaxpr))  # addresses differ from process to process
-    return fingerprint.weights([*traced.consts, np.frombuffer(program.encode(), np.uint8)])
+    return fingerprint.identify(logits_fn, jax.ShapeDtypeStruct((1, *image_shape), "float32"))
 
 
 def _under(context: Context, factory: Callable[..., Attack], settings: dict[str, Any]) -> dict[str, Any]:
