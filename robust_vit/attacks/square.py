@@ -10,42 +10,20 @@ numbers, whatever the budget, unless `rescale_schedule`.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from robust_vit.attacks import l1_ball, losses, norms, slots
+from robust_vit.attacks import l1_ball, losses, norms, slots, square_refusals
 from robust_vit.attacks.arguments import check_choice, check_count
 from robust_vit.attacks.slots import expand
+from robust_vit.attacks.square_draws import EXAMPLE_DRAWS, SHARED_DRAWS, Draws, Proposal
 from robust_vit.attacks.square_patterns import bump, bumps, sizes
 from robust_vit.typing import Array, Keys, LogitsFn
 
 P_INIT = 0.8  # the fraction at the beginning
-
-
-class Proposal(NamedTuple):
-    """The random numbers of one query; uniforms in [0,1), signs in {-1, 1}."""
-
-    places: Array  # [B,4] row and column of the window, and of the second window (l2, l1)
-    turned: Array  # [B] bool: the bump is transposed (l2, l1)
-    signs: Array  # [B,C] one for each channel
-
-
-class Draws(NamedTuple):
-    """Where random numbers come from.
-
-    Attributes:
-      start: (keys [B], shape) -> signs of that shape [B,...]: the stripes (linf), or the tiles (l2, l1).
-      turned: (keys [B], shape) -> bool [B,...]: which tiles are transposed.
-      proposal: (keys [B] of this query, query [B], channels) -> Proposal.
-    """
-
-    start: Callable[[Keys, tuple[int, ...]], Array]
-    turned: Callable[[Keys, tuple[int, ...]], Array]
-    proposal: Callable[[Keys, Array, int], Proposal]
 
 
 @flax.struct.dataclass
@@ -59,13 +37,14 @@ class SquareState:
     targets: Array
     epsilon: Array
     key: Array  # raw key data
-    tick: Array  # queries so far
+    tick: Array  # queries so far, those that were passed over included
     best: Array  # the point of lowest margin
     best_loss: Array  # minus that margin
     adversarial: Array
     broken: Array
     done: Array
     non_finite: Array
+    refused: Array  # [B,P] proposals that `best` refused; P = 0 where it is not worth knowing
     implementation: str = flax.struct.field(pytree_node=False, default="threefry2x32")
 
 
@@ -78,6 +57,7 @@ class Square:
     p_init: float
     rescale_schedule: bool
     reference_quirks: bool
+    skip_repeats: bool
     draws: Draws
 
     @property
@@ -132,6 +112,7 @@ class Square:
             broken=none,
             done=none,
             non_finite=none,
+            refused=jnp.zeros((batch, self._numbers(images.shape)), bool),
             implementation=implementation,
         )
 
@@ -141,31 +122,36 @@ class Square:
 
     def tick(self, logits_fn: LogitsFn, s: SquareState) -> SquareState:
         """Makes one query per slot: the initial point first, then proposals."""
-        point = jnp.where(expand(s.tick > 0, s.best), self._propose(s), s.best)
+        asked = self._next(s)
+        drawn = self._draw(s, asked)
+        point = jnp.where(expand(asked > 0, s.best), self._propose(s, asked, drawn), s.best)
         logits = losses.in_float32(logits_fn(point))
         loss = losses.margin(logits, s.labels)
-        hit = loss >= 0.0  # the reference stops at a margin of 0, even if it is not misclassified there
-        better = (s.tick == 0) | hit | (loss > s.best_loss)
+        valid = asked < self.ticks  # false: no query that is left could change anything
+        hit = valid & (loss >= 0.0)  # the reference stops at a margin of 0, even if it is not misclassified there
+        better = (asked == 0) | hit | (valid & (loss > s.best_loss))
         broken = hit & slots.misclassified(logits, s.labels)
-        tick = s.tick + 1
+        tick = asked + 1
         return s.replace(
             best=jnp.where(expand(better, point), point, s.best),
             best_loss=jnp.where(better, loss, s.best_loss),
             adversarial=jnp.where(expand(broken, point), norms.box(point), s.adversarial),
             broken=s.broken | broken,
             tick=tick,
-            done=hit | (tick == self.ticks),
-            non_finite=s.non_finite | ~jnp.isfinite(loss),
+            done=hit | (tick >= self.ticks),
+            non_finite=s.non_finite | (valid & ~jnp.isfinite(loss)),
+            refused=self._note(s, asked, drawn, better),
         )
 
-    def _propose(self, s: SquareState) -> Array:
-        """Returns the next point [B,H,W,C] to ask about."""
-        _, height, width, channels = s.images.shape
-        query = jnp.maximum(s.tick - 1, 0)
-        keys = slots.folded_keys(s.key, s.implementation, s.tick)
-        drawn = self.draws.proposal(keys, query, channels)
+    def _draw(self, s: SquareState, tick: Array) -> Proposal:
+        keys = slots.folded_keys(s.key, s.implementation, tick)
+        return self.draws.proposal(keys, jnp.clip(tick - 1, 0, self.queries - 1), s.images.shape[-1])
+
+    def _propose(self, s: SquareState, tick: Array, drawn: Proposal) -> Array:
+        """Returns the point [B,H,W,C] to ask about at a tick."""
+        _, height, width, _ = s.images.shape
         sides, levels = sizes(height, width, self.queries, self.p_init, self.rescale_schedule, self.norm)
-        level = jnp.asarray(levels)[query]
+        level = jnp.asarray(levels)[jnp.clip(tick - 1, 0, self.queries - 1)]
         first = self._window(jnp.asarray(sides)[level], drawn.places[:, :2], height, width)
         if self.norm == "linf":
             change = first.mask * (2.0 * expand(s.epsilon, s.images)) * drawn.signs[:, None, None, :]
@@ -175,11 +161,50 @@ class Square:
         placed = _place(table, level, first, drawn.turned)
         return self._exchange(s, first.mask, second.mask, placed * drawn.signs[:, None, None, :])
 
-    def _window(self, side: Array, places: Array, height: int, width: int) -> "Window":
+    def _levels(self, shape: tuple[int, ...]) -> square_refusals.Levels:
+        return square_refusals.levels(*shape[1:], self.queries, self.p_init, self.rescale_schedule, self._more)
+
+    def _numbers(self, shape: tuple[int, ...]) -> int:
+        """How many proposals are told apart; 0 to ask them all."""
+        _, height, width, channels = shape
+        wanted = self.skip_repeats and self.norm == "linf"
+        if not wanted or not square_refusals.worthwhile(self._levels(shape), channels):
+            return 0
+        return (height * width) << channels
+
+    def _next(self, s: SquareState) -> Array:
+        """[B] the next tick that can change anything; `ticks` if there is none."""
+        if not s.refused.shape[1]:
+            return s.tick
+        ahead = s.tick[:, None] + jnp.arange(square_refusals.LOOKAHEAD)
+        numbers = jax.vmap(lambda tick: self._number(s, tick, self._draw(s, tick)), in_axes=1, out_axes=1)(ahead)
+        query = square_refusals.next_query(self._levels(s.images.shape), s.tick - 1, s.refused, numbers)
+        return jnp.where(s.tick == 0, 0, query + 1)
+
+    def _number(self, s: SquareState, tick: Array, drawn: Proposal) -> Array:
+        _, height, width, _ = s.images.shape
+        sides, levels = sizes(height, width, self.queries, self.p_init, self.rescale_schedule, self.norm)
+        side = jnp.asarray(sides)[jnp.asarray(levels)[jnp.clip(tick - 1, 0, self.queries - 1)]]
+        return square_refusals.number(*self._corner(side, drawn.places[:, :2], height, width), drawn.signs, width)
+
+    def _note(self, s: SquareState, asked: Array, drawn: Proposal, better: Array) -> Array:
+        if not s.refused.shape[1]:
+            return s.refused
+        found, number = self._levels(s.images.shape), self._number(s, asked, drawn)
+        return square_refusals.note(found, s.tick - 2, asked - 1, s.refused, number, better)
+
+    @property
+    def _more(self) -> int:
         # The reference draws offsets in 0 .. H - side - 1: a window never reaches the last row and column.
-        more = 0 if self.reference_quirks else 1
-        top = (places[:, 0] * (height - side + more)).astype(jnp.int32)
-        left = (places[:, 1] * (width - side + more)).astype(jnp.int32)
+        return 0 if self.reference_quirks else 1
+
+    def _corner(self, side: Array, places: Array, height: int, width: int) -> tuple[Array, Array]:
+        """Top row and left column [B] of windows from uniforms [B,2]."""
+        top = (places[:, 0] * (height - side + self._more)).astype(jnp.int32)
+        return top, (places[:, 1] * (width - side + self._more)).astype(jnp.int32)
+
+    def _window(self, side: Array, places: Array, height: int, width: int) -> "Window":
+        top, left = self._corner(side, places, height, width)
         rows = jnp.arange(height)[None, :] - top[:, None]  # [B,H] position inside the window
         columns = jnp.arange(width)[None, :] - left[:, None]
         inside_rows = (rows >= 0) & (rows < side[:, None])
@@ -257,27 +282,6 @@ def _norm(x: Array, norm: str, axis: tuple[int, ...]) -> Array:
     return jnp.abs(x).sum(axis=axis, keepdims=True)
 
 
-def _example_start(keys: Keys, shape: tuple[int, ...]) -> Array:
-    return jax.vmap(lambda key: jax.random.rademacher(key, shape[1:], jnp.float32))(keys)
-
-
-def _example_turned(keys: Keys, shape: tuple[int, ...]) -> Array:
-    return jax.vmap(lambda key: jax.random.bernoulli(key, shape=shape[1:]))(keys)
-
-
-def _example_proposal(keys: Keys, query: Array, channels: int) -> Proposal:
-    """As few random bits as will do: five words, and one for every 32 channels."""
-    del query  # already in the keys
-    words = jax.vmap(lambda key: jax.random.bits(key, (5 + -(-channels // 32),), jnp.uint32))(keys)
-    places = (words[:, :4] >> 8).astype(jnp.float32) * 2.0**-24
-    channel = jnp.arange(channels)
-    bits = (words[:, 5 + channel // 32] >> (channel % 32).astype(jnp.uint32)) & 1
-    return Proposal(places, (words[:, 4] & 1) == 1, 1.0 - 2.0 * bits.astype(jnp.float32))
-
-
-EXAMPLE_DRAWS = Draws(_example_start, _example_turned, _example_proposal)
-
-
 def square_run(
     norm: str = "linf",
     queries: int = 5000,
@@ -285,6 +289,7 @@ def square_run(
     rescale_schedule: bool = False,
     reference_quirks: bool = True,
     shared_square: bool = False,
+    skip_repeats: bool = True,
     draws: Draws | None = None,
 ) -> Square:
     """Makes one run of Square in the stepping protocol of `slots`.
@@ -301,6 +306,8 @@ def square_run(
       shared_square: all examples of a batch get the same places, signs and bumps, those of the first example's key, as
         in the reference (whose result therefore depends on the batch). For comparisons only: give all slots the same
         age.
+      skip_repeats: pass over linf proposals that the best point is known to refuse (`square_refusals`). Changes no
+        result; never with `shared_square`.
       draws: another source of random numbers.
 
     Raises:
@@ -310,10 +317,6 @@ def square_run(
     check_count("queries", queries)
     if not 0 < p_init <= 1:
         raise ValueError(f"p_init = {p_init}: must be above 0 and at most 1")
-    draws = draws or (EXAMPLE_DRAWS._replace(proposal=_shared_proposal) if shared_square else EXAMPLE_DRAWS)
-    return Square(norm, queries, p_init, rescale_schedule, reference_quirks, draws)
-
-
-def _shared_proposal(keys: Keys, query: Array, channels: int) -> Proposal:
-    first = _example_proposal(keys[:1], query[:1], channels)
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, keys.shape + x.shape[1:]), first)
+    draws = draws or (SHARED_DRAWS if shared_square else EXAMPLE_DRAWS)
+    skip = skip_repeats and not shared_square
+    return Square(norm, queries, p_init, rescale_schedule, reference_quirks, skip, draws)

@@ -100,3 +100,39 @@ def test_bad_settings_are_named():
         attacks.square_run(p_init=2)
     with pytest.raises(ValueError, match="queries = 0"):
         attacks.square_run(queries=0)
+
+
+@pytest.mark.parametrize("quirks", [True, False])
+@pytest.mark.parametrize("shape", [(5, 4, 1), (4, 4, 2)])
+def test_passing_over_repeats_changes_nothing(shape, quirks):
+    images = jax.random.uniform(jax.random.key(0), (6, *shape))
+    weights = jax.random.normal(jax.random.key(1), (np.prod(shape), 3))
+    logits_fn = jax.tree_util.Partial(lambda w, x: jnp.tanh((x.reshape(len(x), -1) - 0.5) @ w), weights)
+    labels = logits_fn(images).argmax(-1)
+    keys, ends = jax.random.key_data(jax.random.split(jax.random.key(2), 6)), []
+    for skip in (True, False):
+        run = attacks.square_run(queries=2500, skip_repeats=skip, reference_quirks=quirks)
+        begun = run.start(jax.random.wrap_key_data(keys), logits_fn, images, labels, labels, jnp.linspace(0.003, 0.2, 6))
+        ends.append(jax.jit(lambda s, run=run: counted(run, logits_fn, s))(begun))
+    (fast, asked), (slow, all_asked) = ends
+    for field in ("best", "best_loss", "adversarial", "broken", "done", "non_finite"):
+        np.testing.assert_array_equal(getattr(fast, field), getattr(slow, field), err_msg=field)
+    assert slow.broken.any() and not slow.broken.all()
+    np.testing.assert_array_equal(all_asked[~slow.broken], 2501)
+    assert (asked[~slow.broken] < 1000).all()
+
+
+def counted(run, logits_fn, state):
+    """Ticks until all are done; returns the state and the queries of each slot."""
+
+    def tick(carry):
+        state, asked = carry
+        return run.advance(logits_fn, state, 1), asked + ~state.done
+
+    return jax.lax.while_loop(lambda c: ~c[0].done.all(), tick, (state, jnp.zeros(len(state.done), jnp.int32)))
+
+
+def test_repeats_are_not_told_apart_where_there_are_hardly_any():
+    count = lambda side, channels, **k: attacks.square_run(**k)._numbers((1, side, side, channels))  # noqa: E731
+    assert count(8, 1) == 128 and count(32, 3) == 0 and count(8, 20) == 0
+    assert count(8, 1, norm="l2") == 0 and count(8, 1, shared_square=True) == 0
