@@ -74,6 +74,7 @@ class APGD:
     norm: str
     steps: int
     loss: str
+    untargeted_loss: str | None
     stop: str
     large_radii: bool
     eot: int
@@ -184,9 +185,8 @@ class APGD:
 
         def total(points: Array, draw: Array):
             logits = logits_fn(points, self._draw_keys(s, draw)) if self.stochastic else logits_fn(points)
-            _check_classes(self.loss, logits)
             logits = losses.in_float32(logits)
-            loss = LOSSES[self.loss](logits, s.labels, s.targets)
+            loss = self._loss(logits, s.labels, s.targets)
             return loss.sum(), (loss, logits)
 
         differentiate = jax.grad(total, has_aux=True)
@@ -200,6 +200,14 @@ class APGD:
 
         gradient, (loss, logits) = jax.lax.scan(add, jnp.zeros_like(s.current), jnp.arange(self.eot))
         return loss[-1], logits[-1], gradient / self.eot
+
+    def _loss(self, logits: Array, labels: Array, targets: Array) -> Array:
+        """[B] what each slot maximises."""
+        names = [self.loss] if self.untargeted_loss is None else [self.loss, self.untargeted_loss]
+        for name in names:
+            _check_classes(name, logits)
+        loss, *untargeted = (LOSSES[name](logits, labels, targets) for name in names)
+        return jnp.where(targets < 0, *untargeted, loss) if untargeted else loss
 
     def _draw_keys(self, s: APGDState, draw: Array) -> Keys:
         return slots.folded_keys(s.key, s.implementation, s.tick * self.eot + draw + 1)
@@ -309,6 +317,7 @@ def apgd_run(
     stochastic: bool = False,
     rho: float = RHO,
     reference_quirks: bool = True,
+    untargeted_loss: str | None = None,
     draws: Callable[[Keys, Array], Array] | None = None,
 ) -> APGD:
     """Makes one run of APGD in the stepping protocol of `slots`.
@@ -327,6 +336,8 @@ def apgd_run(
       rho: a window with at most this fraction of increases reduces the step size.
       reference_quirks: compare the loss after the first step with 0 instead of the loss at the start, as the reference
         does (it matters to a few trajectories of the DLR loss, never seen to change a flag).
+      untargeted_loss: what slots without a target (-1) maximise instead of `loss`, so that a targeted and an
+        untargeted attack share one compiled program.
       draws: (keys [B], images) -> start noise [B,H,W,C]; uniform in [-1,1] (linf) or normal from the keys by default.
 
     Raises:
@@ -334,11 +345,12 @@ def apgd_run(
     """
     check_choice("norm", norm, norms.BALLS)
     check_choice("loss", loss, LOSSES)
+    if untargeted_loss is not None:
+        check_choice("untargeted_loss", untargeted_loss, LOSSES)
     check_choice("stop", stop, STOPS)
     check_count("steps", steps)
     check_count("eot", eot)
     if large_radii and norm != "l1":
         raise ValueError(f"large_radii = True: must be False for norm {norm}, the stages of larger radius are for l1")
-    return APGD(
-        norm, steps, loss, stop, large_radii, eot, stochastic, rho, reference_quirks, draws or slots.noise(norm)
-    )
+    draws = draws or slots.noise(norm)
+    return APGD(norm, steps, loss, untargeted_loss, stop, large_radii, eot, stochastic, rho, reference_quirks, draws)

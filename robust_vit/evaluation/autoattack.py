@@ -79,8 +79,9 @@ def autoattack(
       seed: of the whole evaluation.
       workdir: folder of the ledger; an evaluation found there is resumed. None keeps nothing.
       indices: [N] dataset indices, which name the points in keys and ledger; 0 .. N-1 by default.
-      tile: slots of the compiled programs, the memory to set. Default 32 on CPU, 128 elsewhere.
-      forward_tile: the same for attacks that need no gradient. Default 64 on CPU, 512 elsewhere.
+      tile: slots of the compiled programs, the memory to set (two tiles are in flight). Default 32 on CPU, 128
+        elsewhere.
+      forward_tile: the same for attacks that need no gradient. Default 32 on CPU, 512 elsewhere.
       budget: multiplies all steps and queries, for a quick look; the result is then an upper bound.
       settings: {attack: {"steps", "restarts", "targets", "loss", "eot", ...}}, see `ensembles.Part`.
       compute_dtype: "float32", or "bfloat16" to attack the model in that precision; a claim counts only if float32
@@ -100,7 +101,7 @@ def autoattack(
     Reference: Croce & Hein, 2020, https://arxiv.org/abs/2003.01690
     """
     points = plans.points(images, labels, norm, epsilon, indices)
-    tiles = plans.tile(tile, 32, 128, mesh), plans.tile(forward_tile, 64, 512, mesh)
+    tiles = plans.tile(tile, 32, 128, mesh), plans.tile(forward_tile, 32, 512, mesh)
     plan = Plan(norm, seed, batch_size, *tiles, compute_dtype, stochastic, mesh)
     chosen = ensembles.parts(version, norm, budget, settings)
     low = None if compute_dtype == FLOAT32 else attack_logits_fn or runs.in_dtype(logits_fn, compute_dtype)
@@ -230,7 +231,7 @@ class _Evaluation:
             self._schedule(part, retry, self.logits_fn, FLOAT32, row)
 
     def _schedule(self, part: Part, rows: list[int], model: LogitsFn, dtype: str, row: AttackRow) -> None:
-        run = runs.build(part, self.plan.norm, self.plan.stochastic)
+        run = runs.build(part, self.plan.norm, self.plan.stochastic, self.classes)
         slots = self._slots(part, len(rows))
         known = self._replay(part, rows, dtype)
         chain = self._chain(part, model)
@@ -244,10 +245,10 @@ class _Evaluation:
 
     def _slots(self, part: Part, rows: int) -> int:
         """The tile of an attack. It may depend on how much work there is, never on how the work is batched."""
-        work = rows * len(part.items)
+        share = lambda points: -(-points * len(part.items) // scheduling.LANES)  # noqa: E731
         if runs.gradient_free(part):
-            return scheduling.balanced(work, self.plan.forward_tile, self.plan.multiple)
-        return self.plan.fitted(self.count * len(part.items))
+            return scheduling.balanced(share(rows), self.plan.forward_tile, self.plan.multiple)
+        return self.plan.fitted(share(self.count))
 
     def _chain(self, part: Part, model: LogitsFn) -> Chain:
         restarts, ranks = (np.array(column) for column in zip(*part.items))

@@ -59,29 +59,35 @@ class Board:
         """Empties a slot."""
         self.point[slot] = self.item[slot] = IDLE
 
-    def useless(self) -> list[int]:
+    def within(self, slots: range | None, busy: bool) -> list[int]:
+        """Those of the given slots (all by default) that have work, or that have none."""
+        first = slots.start if slots else 0
+        part = self.point[first : slots.stop if slots else None]
+        return [first + int(slot) for slot in np.flatnonzero((part != IDLE) == busy)]
+
+    def useless(self, among: range | None = None) -> list[int]:
         """Slots whose outcome can no longer matter: an earlier item already broke their point."""
         slots = []
-        for slot in np.flatnonzero(self.point != IDLE):
+        for slot in self.within(among, busy=True):
             results = self.results.get(int(self.point[slot]), {})
             if any(broke and item < self.item[slot] for item, broke in results.items()):
-                slots.append(int(slot))
+                slots.append(slot)
         return slots
 
-    def refill(self) -> list[int]:
-        """Gives work to free slots: the next items of points in play, then new points, then items ahead of their
-        turn. Returns the slots.
+    def refill(self, among: range | None = None) -> list[int]:
+        """Gives work to free slots (those `among`, all by default): the next items of points in play, then new
+        points, then items ahead of their turn. Returns the slots.
         """
         self.playing = {row: None for row in self.playing if self.verdict(row) is None}
         while self.waiting and len(self.playing) < self.window:
             self.playing[self.waiting.pop()] = None
         taken: dict[int, set[int]] = {row: set() for row in self.playing}
-        for slot in np.flatnonzero(self.point != IDLE):
-            taken[int(self.point[slot])].add(int(self.item[slot]))
+        for slot in self.within(None, busy=True):
+            taken.setdefault(int(self.point[slot]), set()).add(int(self.item[slot]))
         queue = [(len(taken[row]), order, row) for order, row in enumerate(self.playing)]
         heapq.heapify(queue)  # points with the fewest items running come first
         filled = []
-        for slot in np.flatnonzero(self.point == IDLE):
+        for slot in self.within(among, busy=False):
             item = None
             while queue and item is None:
                 running, order, row = heapq.heappop(queue)
@@ -91,7 +97,7 @@ class Board:
             taken[row].add(item)
             heapq.heappush(queue, (running + 1, order, row))
             self.point[slot], self.item[slot] = row, item
-            filled.append(int(slot))
+            filled.append(slot)
         return filled
 
     def _next(self, row: int, taken: set[int]) -> int | None:

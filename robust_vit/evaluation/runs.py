@@ -21,17 +21,25 @@ MALT_CANDIDATES = 100  # classes that MALT ranks, the paper's number
 GRADIENT_FREE = ("square",)
 
 
-def build(part: Part, norm: str, stochastic: bool = False) -> Any:
-    """The run of a part, in the stepping protocol of `scheduling`."""
+def build(part: Part, norm: str, stochastic: bool = False, classes: int = 0) -> Any:
+    """The run of a part, in the stepping protocol of `scheduling`.
+
+    APGD on the cross-entropy and on the targeted DLR are one run, and so one compiled program, where the number of
+    classes allows both.
+    """
     if part.name == "square":
         return square_run(norm, queries=part.steps)
     if part.name in ("fab", "fab-t"):
         return fab_run(norm, steps=part.steps, targeted=part.name == "fab-t")
     if part.name == "pgd":
         return cycles.pgd_run(norm, steps=part.steps)
+    loss, untargeted = part.loss, None
+    if classes >= 4 and loss == ("targeted_dlr" if part.targets else "cross_entropy"):
+        loss, untargeted = "targeted_dlr", "cross_entropy"
     return apgd_run(
-        norm, steps=part.steps, loss=part.loss, large_radii=part.large_radii, eot=part.eot, stochastic=stochastic
-    )
+        norm, part.steps, loss, large_radii=part.large_radii, eot=part.eot, stochastic=stochastic,
+        untargeted_loss=untargeted,
+    )  # fmt: skip
 
 
 def gradient_free(part: Part) -> bool:

@@ -9,15 +9,20 @@ twice, and every slot computes from its own key and its own image alone: a resul
 An attack takes part by the stepping protocol: `run.start(keys, logits_fn, images, labels, target, epsilon, restart)
 -> state` and `run.advance(logits_fn, state, ticks) -> state`, with `done`, `broken`, `adversarial` (and `non_finite`)
 in the state and a leading axis of slots on every leaf. `run` is hashable.
+
+There are two tiles: while the host looks at one and refills it, the device works on the other. On a CPU they share its
+cores better than one tile can.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
-from robust_vit.evaluation.board import IDLE, Board
+from robust_vit import parallel
+from robust_vit.evaluation.board import Board
 from robust_vit.evaluation.points import Chain, Points
 from robust_vit.evaluation.tile import Machine, Tally
 from robust_vit.typing import LogitsFn
@@ -25,6 +30,8 @@ from robust_vit.typing import LogitsFn
 # A turn hands control back when this share of the busy slots has finished: refilling one by one would stall the device,
 # refilling late would leave slots idle.
 SHARE = 8
+
+LANES = 2  # tiles in flight
 
 # How an item can end; a claim that is refused ends with its fault. "non-finite logits": the attack met values that
 # are not numbers and did not break the point, which shows nothing.
@@ -60,7 +67,7 @@ def schedule(
       examine: (rows, images [n,H,W,C]) -> [n] fault of each claim, "" for none: the judge of every claim, in float32.
       report: called with (row, item, status, ticks, image or None) when an item is over; see `ledger.Outcome.status`.
       seed: of the evaluation.
-      slots: size of the tile; a multiple of the number of devices.
+      slots: size of a tile; a multiple of the number of devices.
       chunk: most steps between two looks at the tile.
       window: most points in play at once.
       known: {(row, item): broke} from a ledger.
@@ -69,33 +76,48 @@ def schedule(
     Returns:
       A Tally.
     """
-    board = Board(rows, len(chain), slots, window, known or {})
+    board = Board(rows, len(chain), LANES * slots, window, known or {})
     tally = Tally()
-    machine = Machine(run, logits_fn, points, chain, seed, slots, mesh, tally)
+    logits_fn = logits_fn if mesh is None else parallel.replicate(mesh, logits_fn)
     claims = Claims(board, examine, report, slots)
-    ages = np.zeros(slots, np.int32)
-    while True:
-        for slot in board.useless():
-            tally.ticks += int(ages[slot])
-            board.free(slot)
-        filled = board.refill()
-        busy = board.point != IDLE
-        if not busy.any():
-            if not claims.judge():
-                return tally
-            continue  # a claim was refused: its point is back in play
-        tally.items += len(filled)
-        machine.fill(board, filled)
-        finished, broken, non_finite, ages = machine.turn(board, chunk, max(1, int(busy.sum()) // SHARE))
-        over = np.flatnonzero(finished & busy)
-        images = np.asarray(machine.tile.state.adversarial) if broken[over].any() else None
-        for slot in over:
-            row, item, ticks = int(board.point[slot]), int(board.item[slot]), int(ages[slot])
-            board.settle(slot, bool(broken[slot]))
-            if broken[slot]:
-                claims.add(row, item, ticks, np.array(images[slot]))
-            else:
-                report(row, item, NONFINITE if non_finite[slot] else SURVIVED, ticks, None)
+    with futures.ThreadPoolExecutor(LANES) as pool:
+        lanes = [
+            Machine(run, logits_fn, points, chain, seed, range(first, first + slots), mesh, tally, pool)
+            for first in range(0, LANES * slots, slots)
+        ]
+        while True:
+            for machine in lanes:
+                if machine.running:
+                    _settle(machine, board, claims, report)
+                _launch(machine, board, chunk)
+            if not any(machine.running for machine in lanes) and not claims.judge():
+                return tally  # otherwise a claim was refused: its point is back in play
+
+
+def _settle(machine: Machine, board: Board, claims: "Claims", report: Report) -> None:
+    """Waits for a tile and takes out what is over."""
+    turn = machine.collect(board)
+    over = [slot for slot in board.within(machine.slots, busy=True) if turn.finished[slot - machine.slots.start]]
+    images = np.asarray(machine.tile.state.adversarial) if turn.broken.any() else None
+    for slot in over:
+        place = slot - machine.slots.start
+        row, item, ticks = int(board.point[slot]), int(board.item[slot]), int(turn.ages[place])
+        board.settle(slot, bool(turn.broken[place]))
+        if turn.broken[place]:
+            claims.add(row, item, ticks, np.array(images[place]))
+        else:
+            report(row, item, NONFINITE if turn.non_finite[place] else SURVIVED, ticks, None)
+
+
+def _launch(machine: Machine, board: Board, chunk: int) -> None:
+    """Refills a tile and sends it off, if there is anything in it to do."""
+    for slot in board.useless(machine.slots):
+        machine.abandon(slot)
+        board.free(slot)
+    machine.fill(board, board.refill(machine.slots))
+    busy = len(board.within(machine.slots, busy=True))
+    if busy:
+        machine.launch(chunk, max(1, busy // SHARE))
 
 
 class Claims:

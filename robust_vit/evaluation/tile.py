@@ -8,7 +8,8 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
-from typing import Any
+from concurrent import futures
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,18 +57,28 @@ class Tile:
 jax.tree_util.register_dataclass(Tile, ["state", "active", "age"], [])
 
 
+class Turn(NamedTuple):
+    """How the slots of a tile stand after some steps."""
+
+    finished: np.ndarray  # [slots] bool: had work, and it is over
+    broken: np.ndarray  # [slots] bool: over, with a success
+    non_finite: np.ndarray  # [slots] bool: met values that are not numbers
+    ages: np.ndarray  # [slots] steps taken
+
+
 class Machine:
     """A tile on the device, and its programs.
 
     Args:
       run: object of the stepping protocol (see `scheduling`); hashable.
-      logits_fn: the model under attack.
+      logits_fn: the model under attack, its weights on every device of the mesh.
       points: the examples.
       chain: restarts and targets.
       seed: of the evaluation.
-      slots: size of the tile; a multiple of the number of devices.
+      slots: which slots of the board the tile is; as many as a multiple of the number of devices.
       mesh: devices to split the tile over; one device if None.
       tally: what is spent is added here.
+      pool: threads to wait in, one a tile: what one thread sends to a CPU runs one after the other.
     """
 
     def __init__(
@@ -77,51 +88,64 @@ class Machine:
         points: Points,
         chain: Chain,
         seed: int,
-        slots: int,
+        slots: range,
         mesh: Mesh | None,
         tally: Tally,
+        pool: futures.Executor,
     ):
         self.run, self.points, self.chain = run, points, chain
         self.slots, self.mesh, self.tally = slots, mesh, tally
-        self.logits_fn = logits_fn if mesh is None else parallel.replicate(mesh, logits_fn)
+        self.logits_fn = logits_fn
         self.key = jax.random.key(seed)
         self.devices = 1 if mesh is None else mesh.size
         self.shape = points.images.shape[1:]
-        self.tile = self._put(empty(run, self.logits_fn, slots, self.shape))
+        self.tile = self._put(empty(run, self.logits_fn, len(slots), self.shape))
+        self.ages = np.zeros(len(slots), np.int32)
+        self.pool = pool
+        self.running: futures.Future[Any] | None = None  # the steps under way
 
     def fill(self, board: Board, filled: list[int]) -> None:
         """Starts the items that the board has newly put into slots, and tells the device which slots have work."""
         if filled:
+            self.tally.items += len(filled)
             rows, items, chain = board.point[filled], board.item[filled], self.chain
+            filled = [slot - self.slots.start for slot in filled]
             names = (chain.code + 0 * items, self.points.indices[rows], chain.restarts[items], chain.ranks[items])
             keys = self._call(keys_program(), self.key, *(self._spread(filled, name, np.uint32) for name in names))
-            arguments = self._put(self._orders(board, filled, keys))
+            arguments = self._put(self._orders(rows, items, filled, keys))
             self.tile = self._call(start_program(self.run, self.mesh), self.logits_fn, self.tile, arguments)
-        self.tile = dataclasses.replace(self.tile, active=self._put(board.point != IDLE))
+        active = board.point[self.slots.start : self.slots.stop] != IDLE
+        self.tile = dataclasses.replace(self.tile, active=self._put(active))
 
-    def turn(self, board: Board, chunk: int, wanted: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Steps until `wanted` slots have finished or `chunk` steps are over.
+    def abandon(self, slot: int) -> None:
+        """Counts the steps of a slot whose item is given up."""
+        self.tally.ticks += int(self.ages[slot - self.slots.start])
 
-        Returns:
-          finished, broken, non-finite, ages: [slots] each.
-        """
+    def launch(self, chunk: int, wanted: int) -> None:
+        """Sends the device off until `wanted` slots have finished or `chunk` steps are over; does not wait."""
         program = steps_program(self.run, self.mesh)
         limits = jnp.int32(chunk), jnp.int32(max(1, wanted // self.devices))
-        self.tile, finished, flat, steps = self._call(program, self.logits_fn, self.tile, *limits)
-        state, ages = self.tile.state, np.asarray(self.tile.age)
-        finished, broken = np.asarray(finished), np.asarray(state.broken)
-        # Each device goes on until its own share has finished.
-        self.tally.slot_ticks += int(np.asarray(steps).sum()) * (self.slots // self.devices)
-        over = finished & (board.point != IDLE)
-        self.tally.ticks += int(ages[over].sum())
-        self.tally.zero_gradients += int((np.asarray(flat) & over & ~broken).sum())
-        non_finite = np.asarray(getattr(state, "non_finite", np.zeros(self.slots, bool)))
-        return finished, broken, non_finite, ages
+        arguments = self.logits_fn, self.tile, *limits
+        self.running = self.pool.submit(_finished, self._compiled(program, arguments), arguments)
 
-    def _orders(self, board: Board, filled: list[int], keys: Array) -> dict[str, Any]:
+    def collect(self, board: Board) -> Turn:
+        """Waits for the steps under way and says how the slots stand."""
+        self.tile, *told = self.running.result()
+        self.running = None
+        finished, flat, steps = (np.asarray(value) for value in told)
+        state, self.ages = self.tile.state, np.asarray(self.tile.age)
+        broken = finished & np.asarray(state.broken)
+        # Each device goes on until its own share has finished.
+        self.tally.slot_ticks += int(steps.sum()) * (len(self.slots) // self.devices)
+        over = finished & (board.point[self.slots.start : self.slots.stop] != IDLE)
+        self.tally.ticks += int(self.ages[over].sum())
+        self.tally.zero_gradients += int((flat & over & ~broken).sum())
+        non_finite = np.asarray(getattr(state, "non_finite", np.zeros(len(self.slots), bool)))
+        return Turn(over, broken & over, non_finite, self.ages)
+
+    def _orders(self, rows: np.ndarray, items: np.ndarray, filled: list[int], keys: Array) -> dict[str, Any]:
         """What the new slots start with, [slots, ...] each."""
-        rows, items = board.point[filled], board.item[filled]
-        new = np.zeros(self.slots, bool)
+        new = np.zeros(len(self.slots), bool)
         new[filled] = True
         return {
             "new": new,
@@ -135,17 +159,25 @@ class Machine:
 
     def _spread(self, filled: list[int], values: np.ndarray, dtype: Any) -> np.ndarray:
         """Values of the filled slots at their places, zeros elsewhere."""
-        out = np.zeros((self.slots, *values.shape[1:]), dtype)
+        out = np.zeros((len(self.slots), *values.shape[1:]), dtype)
         out[filled] = values
         return out
 
     def _call(self, program: "Program", *arguments: Any) -> Any:
+        return self._compiled(program, arguments)(*arguments)
+
+    def _compiled(self, program: "Program", arguments: tuple[Any, ...]) -> Callable[..., Any]:
         compiled, seconds = program.compiled(arguments)
         self.tally.compile_seconds += seconds
-        return compiled(*arguments)
+        return compiled
 
     def _put(self, tree: Any) -> Any:
         return tree if self.mesh is None else jax.device_put(tree, parallel.batched(self.mesh))
+
+
+def _finished(compiled: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """The result of a call, waited for."""
+    return jax.block_until_ready(compiled(*arguments))
 
 
 def empty(run: Any, logits_fn: LogitsFn, slots: int, shape: tuple[int, ...]) -> Tile:
