@@ -169,10 +169,11 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
     jax.config.update("jax_num_cpu_devices", options.devices)
     from robust_vit import models, parallel
     from robust_vit.evaluation.autoattack import autoattack
+    from robust_vit.models import forms
 
     module, variables, *_ = subject(options)
     points = shared(options)
-    logits_fn = models.logits_fn(module, variables)
+    logits_fn = models.logits_fn(*forms.scanned(module, variables))  # as the command line does
     run = functools.partial(
         autoattack, logits_fn, points["images"], points["labels"].astype(np.int32), norm="linf",
         epsilon=float(points["epsilon"]), batch_size=len(points["images"]), budget=options.budget,

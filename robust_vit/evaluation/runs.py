@@ -2,6 +2,7 @@
 another precision.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -64,15 +65,20 @@ def in_dtype(logits_fn: LogitsFn, dtype: str) -> LogitsFn:
     Raises:
       ValueError: if the function is no `Partial` of such a module's method; pass the model as `attack_logits_fn` then.
     """
-    method = getattr(logits_fn, "func", None)
-    module = getattr(method, "__self__", None)
+    function = getattr(logits_fn, "func", None)
+    bound = "module" if hasattr(function, "module") else "__self__"  # of `models.logits_fn`, or of `module.apply`
+    module = getattr(function, bound, None)
     if module is None or not hasattr(module, "clone") or not hasattr(module, "dtype"):
         raise ValueError(
             f"compute_dtype = {dtype!r}: logits_fn is bound to no module with a field dtype; "
             "pass attack_logits_fn, the model in that precision"
         )
-    other = getattr(module.clone(dtype=jnp.dtype(dtype)), method.__name__)
-    return jax.tree_util.Partial(other, *logits_fn.args, **logits_fn.keywords)
+    other = module.clone(dtype=jnp.dtype(dtype))
+    if bound == "module":
+        function = dataclasses.replace(function, module=other)
+    else:
+        function = getattr(other, function.__name__)
+    return jax.tree_util.Partial(function, *logits_fn.args, **logits_fn.keywords)
 
 
 def targets(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_vit.models import image_shape, layers, positions, swin, timm_names
+from robust_vit.models import forms, image_shape, layers, positions, swin, timm_names
 
 RESIZE = ("", "antialias", "plain")
 
@@ -29,7 +29,7 @@ def head_leaves(module: nn.Module, num_classes: int | None = None) -> dict[str, 
 
 def initial_leaves(module: nn.Module, paths: Sequence[tuple[str, ...]], seed: int) -> dict[tuple[str, ...], np.ndarray]:
     """Initialises a few leaves of the unrolled variables tree; the rest is not computed."""
-    module = timm_names.unrolled(module)
+    module = forms.unrolled(module)
     images = jnp.zeros((1, *image_shape(module)), layers.wide(module.dtype))
 
     @jax.jit

@@ -20,7 +20,7 @@ import safetensors.numpy
 import robust_vit
 from robust_vit import models
 from robust_vit.errors import check
-from robust_vit.models import timm_names
+from robust_vit.models import forms, timm_names
 from robust_vit.models.loading_report import Report
 from robust_vit.typing import Variables
 
@@ -52,7 +52,7 @@ def save(
     """
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    flat = timm_names.flatten(timm_names.to_unrolled(module, variables))
+    flat = timm_names.flatten(forms.to_unrolled(module, variables))
     (directory / DESCRIPTION).unlink(missing_ok=True)  # an interrupted run leaves no description of other weights
     arrays = {"/".join(path): np.ascontiguousarray(leaf) for path, leaf in flat.items()}
     safetensors.numpy.save_file(arrays, directory / WEIGHTS)
@@ -101,7 +101,7 @@ def load(directory: str | pathlib.Path, **overrides: Any) -> tuple[nn.Module, Va
         check("/".join(leaf.path), None if array is None else array.shape, fits, f"{leaf.shape}; see the overrides")
         flat[leaf.path] = array.astype(leaf.dtype)
     check("weights", list(arrays)[:3], not arrays, "those of the model, and no more; see the overrides")
-    return module, timm_names.to_form_of(module, timm_names.unflatten(flat)), description
+    return module, forms.to_form_of(module, timm_names.unflatten(flat)), description
 
 
 def verify(module: nn.Module, variables: Variables, path: str | pathlib.Path, tolerance: float = TOLERANCE) -> float:

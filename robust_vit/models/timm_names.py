@@ -12,11 +12,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from robust_vit.models import scanning, summary
-from robust_vit.typing import Variables
+from robust_vit.models import forms, summary
 
 # Flax's leaf -> PyTorch's, by collection; other leaves keep their name
 LEAVES = {
@@ -67,7 +65,7 @@ class Leaf:
 
 def leaves(module: nn.Module) -> dict[str, Leaf]:
     """Returns timm's name -> place in the module's unrolled variables tree, for every array of it."""
-    shapes = summary.shapes(unrolled(module))
+    shapes = summary.shapes(forms.unrolled(module))
     found = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         entry = Leaf(tuple(key.key for key in keys), leaf.shape, np.dtype(leaf.dtype))
@@ -77,40 +75,7 @@ def leaves(module: nn.Module) -> dict[str, Leaf]:
     return found
 
 
-# Forms of the tree ------------------------------------------------------------------------------------------------
-
-
-def unrolled(module: nn.Module) -> nn.Module:
-    return module.clone(scan=False) if module.scan else module
-
-
-def scanned_names(module: nn.Module) -> tuple[str, ...]:
-    """Names of the stacks of blocks that this module scans; () where it does not."""
-    if not module.scan:
-        return ()
-    plain, scanned = summary.shapes(unrolled(module)), summary.shapes(module)
-    found: set[str] = set()
-
-    def compare(plain: Any, scanned: Any) -> None:
-        for key, value in scanned.items() if isinstance(scanned, Mapping) else ():
-            if key in plain:
-                compare(plain[key], value)
-            elif f"{key}_0" in plain:
-                found.add(key)
-
-    compare(plain, scanned)
-    return tuple(sorted(found))
-
-
-def to_unrolled(module: nn.Module, variables: Variables) -> Variables:
-    names = scanned_names(module)
-    return scanning.unstack(variables, names) if names else variables
-
-
-def to_form_of(module: nn.Module, variables: Variables) -> Variables:
-    names = scanned_names(module)
-    stacked = scanning.stack(variables, names) if names else variables
-    return jax.tree.map(jnp.asarray, stacked)
+# Trees as flat dicts ----------------------------------------------------------------------------------------------
 
 
 def flatten(tree: Any) -> dict[tuple[str, ...], Any]:

@@ -25,7 +25,7 @@ import safetensors.numpy
 
 from robust_vit import models
 from robust_vit.errors import check
-from robust_vit.models import adapt, dialects, pickle_tensors, timm_names
+from robust_vit.models import adapt, dialects, forms, pickle_tensors, timm_names
 from robust_vit.models.converted import load as load_converted  # noqa: F401  all of conversion under one name
 from robust_vit.models.converted import save as save_converted  # noqa: F401
 from robust_vit.models.loading_report import Report, some
@@ -48,7 +48,7 @@ def to_timm(module: nn.Module, variables: Variables) -> dict[str, np.ndarray]:
     Raises:
       ValueError: the variables are not those of the module.
     """
-    flat = timm_names.flatten(timm_names.to_unrolled(module, variables))
+    flat = timm_names.flatten(forms.to_unrolled(module, variables))
     out = {}
     for name, leaf in timm_names.leaves(module).items():
         array = flat.pop(leaf.path, None)
@@ -115,7 +115,7 @@ def from_timm(
     report.unexpected += list(rest)
     if head and not report.problem():
         flat.update(adapt.initial_leaves(module, [wanted[name].path for name in head], seed))
-    return timm_names.to_form_of(module, timm_names.unflatten(flat)) if not report.problem() else {}, report
+    return forms.to_form_of(module, timm_names.unflatten(flat)) if not report.problem() else {}, report
 
 
 # Files ------------------------------------------------------------------------------------------------------------

@@ -112,7 +112,9 @@ def test_passing_over_repeats_changes_nothing(shape, quirks):
     keys, ends = jax.random.key_data(jax.random.split(jax.random.key(2), 6)), []
     for skip in (True, False):
         run = attacks.square_run(queries=2500, skip_repeats=skip, reference_quirks=quirks)
-        begun = run.start(jax.random.wrap_key_data(keys), logits_fn, images, labels, labels, jnp.linspace(0.003, 0.2, 6))
+        begun = run.start(
+            jax.random.wrap_key_data(keys), logits_fn, images, labels, labels, jnp.linspace(0.003, 0.2, 6)
+        )
         ends.append(jax.jit(lambda s, run=run: counted(run, logits_fn, s))(begun))
     (fast, asked), (slow, all_asked) = ends
     for field in ("best", "best_loss", "adversarial", "broken", "done", "non_finite"):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_vit import evaluation, parallel
+from robust_vit import evaluation, models, parallel
 from robust_vit.attacks.apgd import apgd_run
 from robust_vit.evaluation import autoattack, ensembles, runs, tile
 from robust_vit.evaluation.points import Points
@@ -269,6 +269,22 @@ def test_low_precision_attacks_are_judged_in_float32(problem):
     assert (predicted[broken] != labels[broken]).all() and (predicted[result.robust] == labels[result.robust]).all()
     assert result.claimed_robust <= result.robust.sum()
     assert "bfloat16" in result.table()
+
+
+def test_a_model_is_attacked_in_bfloat16_by_its_field():
+    """Any of our models can be attacked in low precision: the same weights, computing in another dtype."""
+    module = models.build("vit", depth=1, width=16, heads=2, patch_size=4, image_size=8, num_classes=4)
+    logits_fn = models.logits_fn(module, models.init(module, jax.random.key(0)))
+    images = np.random.default_rng(0).uniform(size=(6, 8, 8, 3)).astype(np.float32)
+    low = runs.in_dtype(logits_fn, "bfloat16")
+    assert low.func.module.dtype == jnp.bfloat16 and low.args is not None
+    apart = np.abs(np.asarray(low(images), np.float32) - np.asarray(logits_fn(images))).max()
+    assert 0 < apart < 0.1
+    labels = np.asarray(logits_fn(images).argmax(-1))
+    settings = {"norm": "linf", "epsilon": 0.1, "version": ["apgd-ce"], "budget": 0.03}
+    result = autoattack(logits_fn, images, labels, **settings, compute_dtype="bfloat16")
+    predicted = np.asarray(logits_fn(result.adversarial).argmax(-1))
+    np.testing.assert_array_equal(predicted == labels, result.robust)
 
 
 def test_stronger_and_cheaper_parts(problem, reference):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from robust_vit import models
-from robust_vit.models import scanning
+from robust_vit.models import forms, scanning, summary
 
 FIELDS = dict(depth=3, width=16, heads=2, patch_size=4, image_size=16, num_classes=5, pooling="mean")
 IMAGES = jax.random.uniform(jax.random.key(7), (2, 16, 16, 3))
@@ -35,6 +35,18 @@ def test_stack_and_unstack_are_inverse_bit_for_bit():
     back = scanning.unstack(scanning.stack(variables))
     assert jax.tree.structure(back) == jax.tree.structure(variables)
     jax.tree.map(np.testing.assert_array_equal, back, variables)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "xcit_nano_12_p4_32", "mobilevit_xxs", "resnet50"])
+def test_scanned_form_where_a_family_has_one(name):
+    module = models.build(name, num_classes=5, image_size=32)
+    variables = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.02, leaf.dtype), summary.shapes(module))
+    other, stacked = forms.scanned(module, variables)
+    assert other.scan == (name != "resnet50") and (other is module) == (name == "resnet50")
+    expected = summary.shapes(other)
+    assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(jnp.shape, expected)
+    assert forms.scanned(other, stacked) == (other, stacked)
+    np.testing.assert_array_equal(jax.tree.leaves(forms.to_unrolled(other, stacked))[0], jax.tree.leaves(variables)[0])
 
 
 def test_stacks_at_any_depth_and_leaves_other_numbers_alone():

@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 
 from robust_vit import models
-from robust_vit.models import dialects, pickle_tensors, positions, summary, timm_names, torch_weights
+from robust_vit.models import dialects, forms, pickle_tensors, positions, summary, torch_weights
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from tiny import TINY
@@ -58,7 +58,7 @@ def written(tmp_path, tensors):
 # There and back -------------------------------------------------------------------------------------------------------
 
 
-def forms():
+def every_form():
     for name, overrides in TINY.items():
         yield name, overrides
         try:
@@ -69,21 +69,21 @@ def forms():
         yield name, {**overrides, "scan": True}
 
 
-@pytest.mark.parametrize("name, overrides", list(forms()), ids=lambda v: v if isinstance(v, str) else "scan" in v)
+@pytest.mark.parametrize("name, overrides", list(every_form()), ids=lambda v: v if isinstance(v, str) else "scan" in v)
 def test_there_and_back_is_bit_exact(name, overrides):
     module = models.build(name, **overrides)
     variables = drawn(module)
     tensors = torch_weights.to_timm(module, variables)
     back, report = torch_weights.from_timm(module, dialects.translate(tensors).tensors)
     assert not report.problem() and not report.reshaped
-    assert len(report.loaded) == len(jax.tree.leaves(summary.shapes(timm_names.unrolled(module))))
+    assert len(report.loaded) == len(jax.tree.leaves(summary.shapes(forms.unrolled(module))))
     same(back, variables)
 
 
 def test_the_scanned_form_writes_the_file_of_the_unrolled_one():
     module, variables = vit(scan=True)
-    assert timm_names.scanned_names(module) == ("blocks",)
-    unrolled = timm_names.to_unrolled(module, variables)
+    assert forms.scanned_names(module) == ("blocks",)
+    unrolled = forms.to_unrolled(module, variables)
     expected = torch_weights.to_timm(module.clone(scan=False), unrolled)
     found = torch_weights.to_timm(module, variables)
     assert found.keys() == expected.keys()
