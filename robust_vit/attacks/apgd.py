@@ -178,7 +178,9 @@ class APGD:
             size = slots.length(noise, self.norm) + norms.TINY
             return norms.box(images + expand(epsilon, images) * (noise / expand(size, images)))
         radius = epsilon * self._schedule.radius[0]
-        return norms.box(l1_ball.project(images, images + noise, radius))
+        if self.large_radii:
+            return norms.box(l1_ball.project(images, images + noise, radius))
+        return norms.box(images + noise + l1_ball.correction(images, noise, radius))
 
     def _evaluate(self, logits_fn: LogitsFn, s: APGDState) -> tuple[Array, Array, Array]:
         """Returns loss [B] and logits [B,K] of the last draw, and the gradient averaged over all draws."""
