@@ -138,6 +138,21 @@ def test_devices_change_nothing(problem, devices):
     assert_same(run(problem, slots=16, mesh=parallel.mesh(devices))[0], run(problem, slots=16)[0])
 
 
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_the_number_of_tiles_in_flight_changes_nothing(problem, lanes, monkeypatch):
+    expected = run(problem)[0]
+    monkeypatch.setattr(scheduling, "LANES", lanes)
+    assert_same(run(problem)[0], expected)
+
+
+def test_what_a_report_raises_ends_the_schedule(problem):
+    def interrupt(*outcome):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(problem, report=interrupt)
+
+
 def test_known_items_are_not_run_again(problem):
     expected, tally = run(problem)
     known = {(row, item): item == first for row, (first, _) in expected.items() for item in range(first + 1)}
