@@ -89,9 +89,12 @@ def identify(source: Source, index: int) -> str:
 
 
 def carve(source: Source, part: str, fraction: float, examples: int | None) -> Source:
-    """Returns the "validation" part of a stored training set, or the "train" part that remains."""
+    """Returns the "validation" part of a stored training set, or the "train" part that remains; a fraction leaves both
+    at least one example.
+    """
     check("data.options.validation_fraction", fraction, 0 < fraction < 1, "between 0 and 1")
-    count = max(1, round(len(source) * fraction)) if examples is None else examples
+    share = max(1, min(round(len(source) * fraction), len(source) - 1))
+    count = share if examples is None else examples
     check("data.options.validation_examples", count, 0 < count < len(source), f"between 1 and {len(source) - 1}")
     order = hash_order(np.arange(len(source)))
     return Subset(source, np.sort(order[:count] if part == "validation" else order[count:]))
