@@ -177,11 +177,7 @@ class APGD:
         if self.norm != "l1":
             size = slots.length(noise, self.norm) + norms.TINY
             return norms.box(images + expand(epsilon, images) * (noise / expand(size, images)))
-        # Two sums that round differently, each as the reference forms it: it counts the residues (see `_move_l1`).
-        radius = epsilon * self._schedule.radius[0]
-        if self.large_radii:
-            return norms.box(l1_ball.project(images, images + noise, radius))
-        return norms.box(images + noise + l1_ball.correction(images, noise, radius))
+        return norms.box(l1_ball.project(images, images + noise, epsilon * self._schedule.radius[0]))
 
     def _evaluate(self, logits_fn: LogitsFn, s: APGDState) -> tuple[Array, Array, Array]:
         """Returns loss [B] and logits [B,K] of the last draw, and the gradient averaged over all draws."""

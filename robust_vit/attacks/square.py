@@ -15,6 +15,7 @@ from typing import NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from robust_vit.attacks import l1_ball, losses, norms, slots, square_refusals
 from robust_vit.attacks.arguments import check_choice, check_count
@@ -145,13 +146,22 @@ class Square:
 
     def _draw(self, s: SquareState, tick: Array) -> Proposal:
         keys = slots.folded_keys(s.key, s.implementation, tick)
-        return self.draws.proposal(keys, jnp.clip(tick - 1, 0, self.queries - 1), s.images.shape[-1])
+        return self.draws.proposal(keys, self._query(tick), s.images.shape[-1])
+
+    def _query(self, tick: Array) -> Array:
+        """The proposal of a tick, counted from 0; those of the start and beyond the end are not asked."""
+        return jnp.clip(tick - 1, 0, self.queries - 1)
+
+    def _sides(self, s: SquareState, tick: Array) -> tuple[np.ndarray, Array]:
+        """All window sides [L], and which of them a tick [B] uses."""
+        _, height, width, _ = s.images.shape
+        sides, levels = sizes(height, width, self.queries, self.p_init, self.rescale_schedule, self.norm)
+        return sides, jnp.asarray(levels)[self._query(tick)]
 
     def _propose(self, s: SquareState, tick: Array, drawn: Proposal) -> Array:
         """Returns the point [B,H,W,C] to ask about at a tick."""
         _, height, width, _ = s.images.shape
-        sides, levels = sizes(height, width, self.queries, self.p_init, self.rescale_schedule, self.norm)
-        level = jnp.asarray(levels)[jnp.clip(tick - 1, 0, self.queries - 1)]
+        sides, level = self._sides(s, tick)
         first = self._window(jnp.asarray(sides)[level], drawn.places[:, :2], height, width)
         if self.norm == "linf":
             change = first.mask * (2.0 * expand(s.epsilon, s.images)) * drawn.signs[:, None, None, :]
@@ -183,9 +193,9 @@ class Square:
 
     def _number(self, s: SquareState, tick: Array, drawn: Proposal) -> Array:
         _, height, width, _ = s.images.shape
-        sides, levels = sizes(height, width, self.queries, self.p_init, self.rescale_schedule, self.norm)
-        side = jnp.asarray(sides)[jnp.asarray(levels)[jnp.clip(tick - 1, 0, self.queries - 1)]]
-        return square_refusals.number(*self._corner(side, drawn.places[:, :2], height, width), drawn.signs, width)
+        sides, level = self._sides(s, tick)
+        corner = self._corner(jnp.asarray(sides)[level], drawn.places[:, :2], height, width)
+        return square_refusals.number(*corner, drawn.signs, width)
 
     def _note(self, s: SquareState, asked: Array, drawn: Proposal, better: Array) -> Array:
         if not s.refused.shape[1]:

@@ -245,10 +245,11 @@ class _Evaluation:
 
     def _slots(self, part: Part, rows: int) -> int:
         """The tile of an attack. It may depend on how much work there is, never on how the work is batched."""
-        share = lambda points: -(-points * len(part.items) // scheduling.LANES)  # noqa: E731
-        if runs.gradient_free(part):
-            return scheduling.balanced(share(rows), self.plan.forward_tile, self.plan.multiple)
-        return self.plan.fitted(share(self.count))
+        free = runs.gradient_free(part)
+        share = -(-(rows if free else self.count) * len(part.items) // scheduling.LANES)
+        if free:
+            return scheduling.balanced(share, self.plan.forward_tile, self.plan.multiple)
+        return self.plan.fitted(share)
 
     def _chain(self, part: Part, model: LogitsFn) -> Chain:
         restarts, ranks = (np.array(column) for column in zip(*part.items))
