@@ -144,7 +144,8 @@ def subject(options: argparse.Namespace) -> tuple[Any, Any, np.ndarray, np.ndarr
 
 def prepare(options: argparse.Namespace) -> dict[str, Any]:
     """Writes what both sides share: points, logits to compare, weights by timm's names."""
-    from robust_vit.models import positions, torch_weights
+    from robust_vit.models.parts import positions
+    from robust_vit.models.weights import torch_weights
 
     module, variables, images, labels, epsilon = subject(options)
     logits = np.asarray(module.apply(variables, images))
@@ -168,8 +169,8 @@ def ours(options: argparse.Namespace) -> dict[str, Any]:
 
     jax.config.update("jax_num_cpu_devices", options.devices)
     from robust_vit import models, parallel
-    from robust_vit.evaluation.autoattack import autoattack
-    from robust_vit.models import forms
+    from robust_vit.evaluation.autoattack.driver import autoattack
+    from robust_vit.models.parts import forms
 
     module, variables, *_ = subject(options)
     points = shared(options)

@@ -27,8 +27,10 @@ from jax.experimental import topologies  # noqa: E402
 from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
 from robust_vit import models, parallel  # noqa: E402
-from robust_vit.evaluation import ensembles, runs, tile  # noqa: E402
-from robust_vit.models import forms, summary  # noqa: E402
+from robust_vit.evaluation.autoattack import ensembles, runs  # noqa: E402
+from robust_vit.evaluation.scheduling import tile  # noqa: E402
+from robust_vit.models import summary  # noqa: E402
+from robust_vit.models.parts import forms  # noqa: E402
 
 COLLECTIVES = re.compile(r"\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
 

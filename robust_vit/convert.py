@@ -24,8 +24,8 @@ from absl import flags
 
 from robust_vit import models
 from robust_vit.errors import check, lookup
-from robust_vit.models import adapt, converted, torch_weights
-from robust_vit.models.loading_report import Report
+from robust_vit.models.weights import adapt, converted, torch_weights
+from robust_vit.models.weights.loading_report import Report
 from robust_vit.training import checkpoint
 from robust_vit.typing import Variables
 

@@ -1,7 +1,7 @@
 """Evaluate: python -m robust_vit.evaluate --workdir=runs/digits --suite=clean,fgsm,pgd
 
 Measures the selected checkpoint of a run folder on a split, prints tables, and merges the figures into the folder's
-`result.json` (see `robust_vit.evaluation.report`). A classifier of your own is measured the same way, on the data and
+`result.json` (see `robust_vit.evaluation.record`). A classifier of your own is measured the same way, on the data and
 the threat model of a configuration:
 
     python -m robust_vit.evaluate --logits_fn=mymodule:make_logits_fn --config=configs/digits.py --workdir=runs/mine
@@ -26,8 +26,8 @@ from robust_vit.attacks import norms
 from robust_vit.config import ConfigDict
 from robust_vit.data import pipeline, splits
 from robust_vit.errors import check, lookup
-from robust_vit.evaluation import report, suites
-from robust_vit.models import torch_weights
+from robust_vit.evaluation import record, suites
+from robust_vit.models.weights import torch_weights
 from robust_vit.training import checkpoint, experiment
 from robust_vit.typing import LogitsFn
 
@@ -229,9 +229,9 @@ def evaluate() -> dict[str, Any]:
     names = check_flags()
     if _DISTRIBUTED.value:
         parallel.initialize()
-    path = pathlib.Path(_WORKDIR.value) / report.RESULT if _WORKDIR.value else None
+    path = pathlib.Path(_WORKDIR.value) / record.RESULT if _WORKDIR.value else None
     if path is not None:
-        report.read(path)  # a damaged one is told before hours are spent
+        record.read(path)  # a damaged one is told before hours are spent
     measured = subject()
     batches, source = split_batches(measured.config, _SPLIT.value, _BATCH_SIZE.value, _LIMIT.value)
     limited = _LIMIT.value is not None and _LIMIT.value < len(source)
@@ -241,7 +241,7 @@ def evaluate() -> dict[str, Any]:
     if batches.bad.count:
         _say(str(batches.bad))
     if parallel.is_main():
-        report.show(result, class_names=context.class_names)
+        record.show(result, class_names=context.class_names)
         if path is not None:
             _say(f"written to {path}")
     return result

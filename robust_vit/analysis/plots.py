@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from robust_vit.evaluation.report import pixels
+from robust_vit.evaluation.record import pixels
 
 # One colour a meaning, in every picture (Okabe and Ito's, which colour-blind readers can tell apart).
 CLEAN, ROBUST, LOSS, EPSILON, RATE = "#0072B2", "#D55E00", "#333333", "#009E73", "#AA4499"

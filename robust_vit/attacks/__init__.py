@@ -34,13 +34,13 @@ from collections.abc import Callable
 from typing import Any
 
 from robust_vit.attacks import losses, norms
-from robust_vit.attacks.apgd import apgd_run
 from robust_vit.attacks.arguments import check_choice
-from robust_vit.attacks.fab import fab_run
+from robust_vit.attacks.autoattack.apgd import apgd_run
+from robust_vit.attacks.autoattack.fab import fab_run
+from robust_vit.attacks.autoattack.factories import apgd, fab, square
+from robust_vit.attacks.autoattack.square.search import square_run
 from robust_vit.attacks.fgsm import fgsm
 from robust_vit.attacks.pgd import pgd
-from robust_vit.attacks.sequence import apgd, fab, square
-from robust_vit.attacks.square import square_run
 from robust_vit.typing import Attack
 
 ATTACKS: dict[str, Callable[..., Attack]] = {

@@ -5,7 +5,7 @@ Reference: Croce & Hein, Mind the box: l1-APGD for sparse adversarial attacks on
 
 import jax.numpy as jnp
 
-from robust_vit.attacks.slots import expand, flat
+from robust_vit.attacks.autoattack.protocol import expand, flat
 from robust_vit.attacks.thresholds import largest, order_statistic
 from robust_vit.typing import Array
 

@@ -1,7 +1,7 @@
 """How accurate a classifier is, clean and under attack, and how sure that is: measurements, suites, reports."""
 
 from robust_vit.evaluation import masking
-from robust_vit.evaluation.autoattack import autoattack
+from robust_vit.evaluation.autoattack.driver import autoattack
 from robust_vit.evaluation.intervals import wilson
 from robust_vit.evaluation.measure import Measurement, Measurer, correct
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from robust_vit import errors
 from robust_vit.data import host
-from robust_vit.evaluation.results import Result
+from robust_vit.evaluation.autoattack.results import Result
 from robust_vit.typing import Source
 
 LIST_SHA256 = "d4121626d07722a0126c35b1563042e46a546f1a05ce705f2cdc635896d58574"

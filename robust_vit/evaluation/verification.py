@@ -16,9 +16,9 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from robust_vit import errors, parallel
-from robust_vit.evaluation import scheduling
 from robust_vit.evaluation.points import as_float
-from robust_vit.evaluation.tile import Program
+from robust_vit.evaluation.scheduling import scheduler
+from robust_vit.evaluation.scheduling.tile import Program
 from robust_vit.typing import Array, Keys, LogitsFn
 
 NORMS = ("linf", "l2", "l1")
@@ -27,7 +27,7 @@ NORMS = ("linf", "l2", "l1")
 WRONG = "misclassified"  # already without an attack
 ROBUST = "robust"
 BROKEN = "broken"
-NONFINITE = scheduling.NONFINITE
+NONFINITE = scheduler.NONFINITE
 FAULTS = ("outside the ball", "outside [0, 1]", "non-finite image", NONFINITE, "classified correctly")
 
 
@@ -95,7 +95,7 @@ class Judge:
     def logits(self, images: np.ndarray, rows: Sequence[int] | None = None) -> np.ndarray:
         """[N,K] float32 logits of images [N,H,W,C], padded to whole tiles; `rows` [N] says whose keys to use."""
         out = []
-        for part in scheduling.batches(range(len(images)), self.slots):
+        for part in scheduler.batches(range(len(images)), self.slots):
             tile = np.zeros((self.slots, *images.shape[1:]), np.float32)
             tile[: len(part)] = as_float(images[part[0] : part[-1] + 1])
             keys = ()

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from robust_vit import models
-from robust_vit.models import layers
+from robust_vit.models.parts import layers
 
 
 @dataclasses.dataclass(frozen=True)

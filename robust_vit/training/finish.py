@@ -8,7 +8,7 @@ import numpy as np
 
 from robust_vit import attacks, models, parallel, randomness
 from robust_vit.analysis import plots
-from robust_vit.evaluation import report, suites
+from robust_vit.evaluation import record, suites
 from robust_vit.evaluation.measure import as_float
 from robust_vit.training import checkpoint
 from robust_vit.training.experiment import Experiment, evaluation_batches
@@ -28,13 +28,13 @@ def finish(experiment: Experiment, workdir: pathlib.Path) -> dict[str, Any]:
     """
     config, module, variables, step = checkpoint.load(workdir, "best")
     context = context_of(experiment, module, variables, workdir)
-    path = workdir / report.RESULT
+    path = workdir / record.RESULT
     if config.evaluation.suite:
         result = suites.evaluate(config.evaluation.suite, context, path, step=step)
     else:
-        result = report.read(path)
+        result = record.read(path)
     if parallel.is_main():
-        report.show(result, class_names=context.class_names)
+        record.show(result, class_names=context.class_names)
         draw(context, workdir, result)
     return result
 

@@ -7,7 +7,7 @@ import pytest
 
 from robust_vit import attacks
 from robust_vit.attacks import losses
-from robust_vit.attacks.checkpoints import schedule
+from robust_vit.attacks.autoattack.timetable import schedule
 
 UNTARGETED = -jnp.ones(4, jnp.int32)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from robust_vit import attacks
-from robust_vit.attacks import hyperplanes, slots
+from robust_vit.attacks.autoattack import hyperplanes, protocol
 
 
 @pytest.mark.parametrize("norm, dual", [("linf", "l1"), ("l2", "l2"), ("l1", "linf")])
@@ -25,7 +25,7 @@ def test_finds_the_distance_of_a_linear_model(norm, dual):
     arguments = (keys, logits_fn, images, labels, 1 - labels, jnp.full(batch, 100.0))
     state = jax.jit(lambda *a: run.advance(a[1], run.start(*a), run.ticks))(*arguments)
     gap = jnp.abs(logits[:, 0] - logits[:, 1])
-    exact = gap / slots.length((w[:, 0] - w[:, 1] - (w.mean(0)[0] - w.mean(0)[1])).reshape(1, 4, 4, 3), dual)
+    exact = gap / protocol.length((w[:, 0] - w[:, 1] - (w.mean(0)[0] - w.mean(0)[1])).reshape(1, 4, 4, 3), dual)
     np.testing.assert_allclose(state.distance, exact, rtol=0.01)
     assert state.broken.all()
 
@@ -57,7 +57,7 @@ def test_only_later_restarts_start_away_from_the_image(problem):
     keys, logits_fn, images, labels = problem()
     run = attacks.fab_run("l2")
     state = run.start(keys, logits_fn, images, labels, labels, jnp.full(4, 0.5), restart=jnp.array([0, 1, 0, 2]))
-    away = slots.length(state.current - images, "l2")
+    away = protocol.length(state.current - images, "l2")
     np.testing.assert_array_equal(away[::2], [0, 0])
     assert (away[1::2] > 0.1).all() and (away <= 0.25 + 1e-6).all()
 

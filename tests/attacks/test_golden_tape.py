@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 
 from robust_vit import attacks
-from robust_vit.attacks import hyperplanes, l1_ball, slots
-from robust_vit.attacks.square import Draws, Proposal
+from robust_vit.attacks import l1_ball
+from robust_vit.attacks.autoattack import hyperplanes, protocol
+from robust_vit.attacks.autoattack.square.search import Draws, Proposal
 
 RECORD = np.load(pathlib.Path(__file__).parent.parent / "data" / "autoattack.npz")
 POINTS, CHANNELS = 12, 3
@@ -146,7 +147,7 @@ def test_fab(kind, start, norm):
     state = finished(run, EPSILON[norm], second(), restart=int(start == "randstart"))
     assert state.done.all()
     recorded = RECORD[f"{name}/x_adv"]
-    distance = np.asarray(slots.length(jnp.asarray(nhwc(recorded)) - IMAGES, norm))
+    distance = np.asarray(protocol.length(jnp.asarray(nhwc(recorded)) - IMAGES, norm))
     np.testing.assert_array_equal(state.broken, (distance > 0) & (distance <= EPSILON[norm]))
     off = deviation(state.closest, recorded)
     assert (off > TOLERANCE[norm]).sum() <= 3, off
@@ -215,7 +216,7 @@ def test_the_four_attacks_leave_the_same_points_standing(norm):
     for number, attack in enumerate(makers):
         keys = jax.random.split(jax.random.key(number), POINTS)
         adversarial = jax.jit(attack)(keys, LOGITS_FN, IMAGES, LABELS)
-        standing &= np.asarray(~slots.misclassified(LOGITS_FN(adversarial), LABELS))
+        standing &= np.asarray(~protocol.misclassified(LOGITS_FN(adversarial), LABELS))
     np.testing.assert_array_equal(standing, RECORD[f"aa/{RECORDED_NORM[norm]}/robust"])
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from robust_vit import attacks
-from robust_vit.attacks import norms, slots
+from robust_vit.attacks import norms
+from robust_vit.attacks.autoattack import protocol
 
 RUNS = {
     "apgd": lambda norm: attacks.apgd_run(norm, 9, loss="targeted_dlr"),
@@ -23,7 +24,7 @@ every_run = pytest.mark.parametrize("name, norm", [(n, "linf") for n in RUNS] + 
 @functools.cache
 def programs(name, norm):
     run = RUNS[name](norm)
-    return run, jax.jit(run.start), jax.jit(run.advance, static_argnums=2), jax.jit(slots.refill)
+    return run, jax.jit(run.start), jax.jit(run.advance, static_argnums=2), jax.jit(protocol.refill)
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_broken_says_whether_adversarial_is_misclassified_and_inside(name, norm,
     run, start, advance, _ = programs(name, norm)
     _, logits_fn, images, labels, _, epsilon = slot_problem(norm=norm)
     state = advance(logits_fn, start(*slot_problem(norm=norm)), run.ticks)
-    np.testing.assert_array_equal(slots.misclassified(logits_fn(state.adversarial), labels), state.broken)
+    np.testing.assert_array_equal(protocol.misclassified(logits_fn(state.adversarial), labels), state.broken)
     assert jnp.all(norms.get(norm).distance(state.adversarial, images) <= epsilon * (1 + 1e-6) + 1e-7)
     np.testing.assert_array_equal(state.adversarial[~state.broken], images[~state.broken])
     assert not state.broken[0] and (state.broken.any() or name == "square")

@@ -7,7 +7,7 @@ import pytest
 
 from robust_vit import attacks
 from robust_vit.attacks import norms
-from robust_vit.attacks.square_patterns import bump, sizes
+from robust_vit.attacks.autoattack.square.patterns import bump, sizes
 
 
 @pytest.mark.parametrize(

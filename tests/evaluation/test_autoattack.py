@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from robust_vit import evaluation, models, parallel
-from robust_vit.attacks.apgd import apgd_run
-from robust_vit.evaluation import autoattack, ensembles, runs, tile
+from robust_vit.attacks.autoattack.apgd import apgd_run
+from robust_vit.evaluation import autoattack
+from robust_vit.evaluation.autoattack import ensembles, runs
+from robust_vit.evaluation.autoattack.quick import gap
 from robust_vit.evaluation.points import Points
-from robust_vit.evaluation.quick import gap
+from robust_vit.evaluation.scheduling import tile
 
 PARTS = ["square", "apgd-ce", "apgd-t"]  # the weakest first, so that each breaks some
 SETTINGS = {"apgd-ce": {"steps": 1, "restarts": 2}, "apgd-t": {"steps": 6, "targets": 3}, "square": {"queries": 30}}

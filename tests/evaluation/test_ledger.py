@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robust_vit.evaluation import fingerprint, ledger
-from robust_vit.evaluation.ledger import Ledger, Outcome
+from robust_vit.evaluation import fingerprint
+from robust_vit.evaluation.autoattack import ledger
+from robust_vit.evaluation.autoattack.ledger import Ledger, Outcome
 
 HEADER = {
     "weights": "aaaa",

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from robust_vit import models
-from robust_vit.evaluation import lint, true_gradient
+from robust_vit.evaluation.masking.program import lint, true_gradient
 
 IMAGES = jax.ShapeDtypeStruct((4, 8, 8, 3), jnp.float32)
 MATRIX = jnp.linspace(-1.0, 1.0, 8 * 8 * 3 * 10).reshape(-1, 10)

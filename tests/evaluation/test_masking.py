@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from robust_vit.evaluation import attack_failures, findings, masking, suites, true_gradient
-from robust_vit.evaluation import report as tables
+from robust_vit.evaluation import masking, record, suites
+from robust_vit.evaluation.masking import failures, findings
+from robust_vit.evaluation.masking.program import true_gradient
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import planted  # noqa: E402
@@ -175,7 +176,7 @@ def test_suite_reads_the_first_points_of_the_split(split):
     entry = suites.SUITES["masking"](context)
     assert entry["points"] == 30 and entry["epsilon"] == 0.1
     json.dumps(entry, allow_nan=False)
-    made = tables.DETAILS["masking"](entry)
+    made = record.DETAILS["masking"](entry)
     assert made.row_count == len(entry["findings"])
 
 
@@ -254,28 +255,28 @@ def test_incomplete_optimisation_asks_surviving_points_only():
     t = np.linspace(0.0, 1.0, 31)[:, None]
     rising, settled = np.repeat(t, 10, axis=1), np.repeat(np.minimum(4 * t, 1), 10, axis=1)
     nobody = np.zeros(10, bool)
-    assert attack_failures.incomplete_optimisation(rising, nobody).verdict == "warning"
-    assert attack_failures.incomplete_optimisation(settled, nobody).verdict == "ok"
-    assert attack_failures.incomplete_optimisation(rising, ~nobody).verdict == "skipped"
+    assert failures.incomplete_optimisation(rising, nobody).verdict == "warning"
+    assert failures.incomplete_optimisation(settled, nobody).verdict == "ok"
+    assert failures.incomplete_optimisation(rising, ~nobody).verdict == "skipped"
 
 
 def test_loss_must_climb():
     t = np.linspace(0.0, 1.0, 31)[:, None] * np.ones((1, 4))
-    assert attack_failures.loss_against_steps(t).verdict == "ok"
-    assert attack_failures.loss_against_steps(1 - t).verdict == "warning"
-    assert attack_failures.loss_against_steps(0 * t).verdict == "warning"
-    assert attack_failures.loss_against_steps(np.sin(3 * t)).verdict == "warning"
+    assert failures.loss_against_steps(t).verdict == "ok"
+    assert failures.loss_against_steps(1 - t).verdict == "warning"
+    assert failures.loss_against_steps(0 * t).verdict == "warning"
+    assert failures.loss_against_steps(np.sin(3 * t)).verdict == "warning"
 
 
 def test_silent_success_and_sweep():
     wrong = np.zeros((5, 20), bool)
     wrong[2, :4] = True
-    assert attack_failures.silent_success(wrong).verdict == "warning"
+    assert failures.silent_success(wrong).verdict == "warning"
     wrong[-1, :4] = True
-    assert attack_failures.silent_success(wrong).verdict == "ok"
-    assert attack_failures.epsilon_sweep([1, 2, 3], [0.5, 0.1, 0.0]).verdict == "ok"
-    assert attack_failures.epsilon_sweep([1, 2, 3], [0.5, 0.1, 0.1]).verdict == "warning"
-    assert attack_failures.epsilon_sweep([1, 2, 3], [0.1, 0.5, 0.0]).verdict == "warning"
+    assert failures.silent_success(wrong).verdict == "ok"
+    assert failures.epsilon_sweep([1, 2, 3], [0.5, 0.1, 0.0]).verdict == "ok"
+    assert failures.epsilon_sweep([1, 2, 3], [0.5, 0.1, 0.1]).verdict == "warning"
+    assert failures.epsilon_sweep([1, 2, 3], [0.1, 0.5, 0.0]).verdict == "warning"
 
 
 def test_gradient_mismatch_judges_signal_only():
@@ -288,7 +289,7 @@ def test_gradient_mismatch_judges_signal_only():
 
 def test_weaker_attack_may_not_win():
     none, some = np.zeros(100, bool), np.arange(100) < 5
-    judge = functools.partial(attack_failures.weaker_attack_wins, "black_box", "Square", advice="")
+    judge = functools.partial(failures.weaker_attack_wins, "black_box", "Square", advice="")
     assert judge(wins=some, loses=none).verdict == "warning"
     assert judge(wins=some, loses=some).verdict == "ok"
     assert judge(wins=none, loses=none).verdict == "ok"

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from robust_vit.evaluation import robustbench
-from robust_vit.evaluation.results import Result
+from robust_vit.evaluation.autoattack.results import Result
 from robust_vit.evaluation.verification import Verification
 
 NAMES = ["n02/b.JPEG", "n01/a.JPEG", "n03/c.JPEG"]  # the order of the list, not of the classes

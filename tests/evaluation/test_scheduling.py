@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robust_vit import parallel
-from robust_vit.evaluation import scheduling, tile
-from robust_vit.evaluation.board import IDLE, Board
 from robust_vit.evaluation.points import Chain, Points
-from robust_vit.evaluation.scheduling import schedule
+from robust_vit.evaluation.scheduling import scheduler, tile
+from robust_vit.evaluation.scheduling.board import IDLE, Board
+from robust_vit.evaluation.scheduling.scheduler import schedule
 
 
 @flax.struct.dataclass
@@ -141,7 +141,7 @@ def test_devices_change_nothing(problem, devices):
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_the_number_of_tiles_in_flight_changes_nothing(problem, lanes, monkeypatch):
     expected = run(problem)[0]
-    monkeypatch.setattr(scheduling, "LANES", lanes)
+    monkeypatch.setattr(scheduler, "LANES", lanes)
     assert_same(run(problem)[0], expected)
 
 
@@ -213,7 +213,7 @@ def test_board_runs_every_item_that_counts_once(data):
 
 @given(st.integers(1, 5000), st.sampled_from([8, 32, 64, 256]))
 def test_balanced_tiles_waste_less_than_a_row_of_eight_a_round(work, slots):
-    size = scheduling.balanced(work, slots)
+    size = scheduler.balanced(work, slots)
     assert size <= slots and size % 8 == 0
     rounds = -(-work // size)
     assert rounds == -(-work // slots)

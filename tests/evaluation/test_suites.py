@@ -12,7 +12,7 @@ import pytest
 import rich.console
 
 from robust_vit import attacks
-from robust_vit.evaluation import Measurer, fingerprint, report, suites
+from robust_vit.evaluation import Measurer, fingerprint, record, suites
 
 EXAMPLES, CLASSES, EPSILON = 30, 2, 0.1
 
@@ -125,8 +125,8 @@ def test_evaluate_writes_after_every_suite_and_merges(context, tmp_path, monkeyp
     path = tmp_path / "result.json"
     suites.evaluate("clean", context, path, step=7)
     written = []
-    write = report.write
-    monkeypatch.setattr(report, "write", lambda path, result: (written.append(set(result)), write(path, result)))
+    write = record.write
+    monkeypatch.setattr(record, "write", lambda path, result: (written.append(set(result)), write(path, result)))
     result = suites.evaluate("fgsm,sweep", context, path, step=7)
     assert {"clean", "fgsm"} <= written[0] and "sweep" not in written[0] and "sweep" in written[1]
     assert json.loads(path.read_text()) == json.loads(json.dumps(result))
@@ -147,52 +147,52 @@ def test_constants_of_a_closure_are_hashed(context):
 # ------------------------------------------------------------------------------------------------ result.json
 
 
-def record(hash, split="test", **entries):
+def entry_of(hash, split="test", **entries):
     return {"weights": {"hash": hash, "step": 1}, "split": split, **entries}
 
 
 def test_merge_keeps_every_measurement():
-    first = report.merge({}, record("a", clean={"accuracy": 0.9}, pgd={"accuracy": 0.5, "steps": 10}))
-    second = report.merge(first, record("a", fgsm={"accuracy": 0.7}))
-    assert report.suites_of(second).keys() == {"clean", "pgd", "fgsm"} and "previous" not in second
-    stronger = report.merge(second, record("a", pgd={"accuracy": 0.4, "steps": 50}))
+    first = record.merge({}, entry_of("a", clean={"accuracy": 0.9}, pgd={"accuracy": 0.5, "steps": 10}))
+    second = record.merge(first, entry_of("a", fgsm={"accuracy": 0.7}))
+    assert record.suites_of(second).keys() == {"clean", "pgd", "fgsm"} and "previous" not in second
+    stronger = record.merge(second, entry_of("a", pgd={"accuracy": 0.4, "steps": 50}))
     assert stronger["pgd"]["steps"] == 50 and stronger["previous"][0]["pgd"]["steps"] == 10
-    again = report.merge(stronger, record("a", pgd={"accuracy": 0.41, "steps": 50}))
+    again = record.merge(stronger, entry_of("a", pgd={"accuracy": 0.41, "steps": 50}))
     assert again["pgd"]["accuracy"] == 0.41 and len(again["previous"]) == 1  # same settings: replaced, others kept
 
 
 def test_other_weights_and_splits_step_back_and_return():
-    a = report.merge({}, record("a", clean={"accuracy": 0.9}))
-    b = report.merge(a, record("b", clean={"accuracy": 0.8}))
-    assert b["clean"]["accuracy"] == 0.8 and b["previous"] == [record("a", clean={"accuracy": 0.9})]
-    c = report.merge(b, record("b", "validation", clean={"accuracy": 0.85}))
+    a = record.merge({}, entry_of("a", clean={"accuracy": 0.9}))
+    b = record.merge(a, entry_of("b", clean={"accuracy": 0.8}))
+    assert b["clean"]["accuracy"] == 0.8 and b["previous"] == [entry_of("a", clean={"accuracy": 0.9})]
+    c = record.merge(b, entry_of("b", "validation", clean={"accuracy": 0.85}))
     assert [p["weights"]["hash"] for p in c["previous"]] == ["b", "a"]
-    back = report.merge(c, record("a", fgsm={"accuracy": 0.1}))
+    back = record.merge(c, entry_of("a", fgsm={"accuracy": 0.1}))
     assert back["clean"]["accuracy"] == 0.9 and back["fgsm"]["accuracy"] == 0.1 and len(back["previous"]) == 2
 
 
 def test_files_are_written_whole_and_damaged_ones_left_alone(tmp_path):
     path = tmp_path / "result.json"
-    assert report.read(path) == {}
-    report.write(path, record("a"))
-    assert report.read(path) == record("a") and [p.name for p in tmp_path.iterdir()] == ["result.json"]
+    assert record.read(path) == {}
+    record.write(path, entry_of("a"))
+    assert record.read(path) == entry_of("a") and [p.name for p in tmp_path.iterdir()] == ["result.json"]
     with pytest.raises(ValueError):
-        report.write(path, {"clean": float("nan")})  # not JSON: the old file must survive
-    assert report.read(path) == record("a")
+        record.write(path, {"clean": float("nan")})  # not JSON: the old file must survive
+    assert record.read(path) == entry_of("a")
     path.write_text('{"clean": ')
     with pytest.raises(ValueError, match="result.json: is not JSON"):
-        report.read(path)
+        record.read(path)
     assert path.read_text() == '{"clean": '
 
 
 def printed(result, **keywords):
     to = rich.console.Console(width=120, record=True, file=open("/dev/null", "w"))
-    report.show(result, to, **keywords)
+    record.show(result, to, **keywords)
     return to.export_text()
 
 
 def test_tables_say_what_was_measured(results):
-    text = printed(record("0123456789abcdef", **results), class_names=["ant", "bee"])
+    text = printed(entry_of("0123456789abcdef", **results), class_names=["ant", "bee"])
     assert "weights 0123456789ab, test split" in text
     assert "90.00 %" in text and "Linf 0.1, 4 steps of 0.0625, 2 restarts" in text
     assert "bee" in text and "accuracy against epsilon" in text
@@ -201,7 +201,7 @@ def test_tables_say_what_was_measured(results):
 
 def test_long_class_tables_show_the_weakest():
     rows = [{"examples": 10, "correct": k % 11, "accuracy": (k % 11) / 10} for k in range(50)]
-    text = printed(record("a", clean={"accuracy": 0.5, "interval": [0.4, 0.6], "examples": 500, "per_class": rows}))
+    text = printed(entry_of("a", clean={"accuracy": 0.5, "interval": [0.4, 0.6], "examples": 500, "per_class": rows}))
     assert "20 weakest of 50 under clean" in text
     shown = [line for line in text.splitlines() if line.endswith(".0 |")]
     assert len(shown) == 20 and shown[0].split()[1] == "0" and "100.0" not in text
@@ -209,10 +209,10 @@ def test_long_class_tables_show_the_weakest():
 
 def test_pixels_are_written_as_people_write_them():
     values = (8 / 255, 0.1, 0.2, 1.5 / 255, 3.0, 0)
-    assert [report.pixels(value) for value in values] == ["8/255", "0.1", "0.2", "0.005882", "3", "0"]
+    assert [record.pixels(value) for value in values] == ["8/255", "0.1", "0.2", "0.005882", "3", "0"]
 
 
 def test_command_line_is_recorded_as_typed():
-    program = "from robust_vit.evaluation import report; print(report.environment()['command'])"
+    program = "from robust_vit.evaluation import record; print(record.environment()['command'])"
     ran = subprocess.run([sys.executable, "-c", program, "--suite=clean"], capture_output=True, text=True, check=True)
     assert ran.stdout.strip().endswith("--suite=clean")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_vit.models import attention
+from robust_vit.models.parts import attention
 
 
 def oracle(q, k, v, bias):

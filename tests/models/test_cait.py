@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from robust_vit import models
-from robust_vit.models import cait, layers, scanning
+from robust_vit.models.families import cait
+from robust_vit.models.parts import layers, scanning
 
 FIELDS = dict(depth=2, width=16, heads=2, patch_size=4, image_size=16, num_classes=5, layer_scale=0.5)
 IMAGES = jax.random.uniform(jax.random.key(7), (2, 16, 16, 3))

@@ -10,7 +10,7 @@ import safetensors.numpy
 
 from robust_vit import config as config_lib
 from robust_vit import convert, evaluate, models
-from robust_vit.models import converted, torch_weights
+from robust_vit.models.weights import converted, torch_weights
 from robust_vit.training import checkpoint, loop, state
 
 FIELDS = dict(depth=1, width=16, heads=2, patch_size=4, image_size=8, num_classes=4)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from robust_vit import models
-from robust_vit.models import convnext, layers, scanning, summary
+from robust_vit.models import summary
+from robust_vit.models.families import convnext
+from robust_vit.models.parts import layers, scanning
 
 FIELDS = dict(depths=(1, 2), widths=(8, 16), layer_scale=0.5, image_size=32, num_classes=5)
 IMAGES = jax.random.uniform(jax.random.key(7), (2, 32, 32, 3))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from robust_vit.models import convolution
+from robust_vit.models.parts import convolution
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from robust_vit import models
-from robust_vit.models import efficientvit
+from robust_vit.models.families import efficientvit
 
 FIELDS = dict(widths=(8, 8, 16, 16), depths=(1, 2, 1, 1), strides=(2, 2, 2, 2), head_dim=8, head_widths=(16, 16))
 IMAGES = jax.random.uniform(jax.random.key(7), (3, 32, 32, 3))

@@ -13,7 +13,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from robust_vit import models
-from robust_vit.models import sparsevit, timm_names, torch_weights
+from robust_vit.models.families import sparsevit
+from robust_vit.models.weights import timm_names, torch_weights
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from golden_builders import GOLDEN

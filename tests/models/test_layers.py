@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from robust_vit.models import convolution, layers
+from robust_vit.models.parts import convolution, layers
 
 RNG = np.random.default_rng(0)
 

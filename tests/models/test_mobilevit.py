@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robust_vit import models
-from robust_vit.models import mobilevit, scanning
+from robust_vit.models.families import mobilevit
+from robust_vit.models.parts import scanning
 
 FIELDS = dict(
     stem_width=8,

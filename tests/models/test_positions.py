@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robust_vit.models import positions
+from robust_vit.models.parts import positions
 
 
 def test_sinusoidal_is_the_formula():

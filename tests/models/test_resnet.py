@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from robust_vit import models
-from robust_vit.models import resnet, summary
+from robust_vit.models import summary
+from robust_vit.models.families import resnet
 
 FIELDS = dict(depths=(1, 2), widths=(4, 8), stem_width=8, image_size=32, num_classes=5)
 IMAGES = jax.random.uniform(jax.random.key(7), (2, 32, 32, 3))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from robust_vit import models
-from robust_vit.models import forms, scanning, summary
+from robust_vit.models import summary
+from robust_vit.models.parts import forms, scanning
 
 FIELDS = dict(depth=3, width=16, heads=2, patch_size=4, image_size=16, num_classes=5, pooling="mean")
 IMAGES = jax.random.uniform(jax.random.key(7), (2, 16, 16, 3))

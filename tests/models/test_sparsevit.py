@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from robust_vit import models
-from robust_vit.models import sparsevit, swin
+from robust_vit.models.families import sparsevit, swin
 
 FIELDS = dict(depths=(4, 1), width=8, heads=(2, 2), patch_size=1, window_size=4, image_size=16, num_classes=5)
 IMAGES = jax.random.uniform(jax.random.key(7), (2, 16, 16, 3))

@@ -10,7 +10,8 @@ import pytest
 
 from robust_vit import models
 from robust_vit.models import __main__ as command
-from robust_vit.models import convolution, summary
+from robust_vit.models import summary
+from robust_vit.models.parts import convolution
 
 ROWS = list(csv.DictReader((pathlib.Path(__file__).parent.parent / "data" / "models.csv").open()))
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robust_vit import models
-from robust_vit.models import scanning, swin
+from robust_vit.models.families import swin
+from robust_vit.models.parts import scanning
 
 FIELDS = dict(
     depths=(3, 1), width=8, heads=(2, 2), patch_size=2, window_size=4, image_size=16, num_classes=5, mlp_ratio=2.0

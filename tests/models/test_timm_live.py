@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from robust_vit import models
-from robust_vit.models import dialects, torch_weights
+from robust_vit.models.weights import dialects, torch_weights
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install .[peers]")
 

@@ -14,7 +14,9 @@ import pytest
 import safetensors.numpy
 
 from robust_vit import models
-from robust_vit.models import dialects, forms, pickle_tensors, positions, summary, torch_weights
+from robust_vit.models import summary
+from robust_vit.models.parts import forms, positions
+from robust_vit.models.weights import dialects, pickle_tensors, torch_weights
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from tiny import TINY

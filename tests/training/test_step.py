@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from robust_vit import attacks, models, objectives, parallel
-from robust_vit.models import layers
+from robust_vit.models.parts import layers
 from robust_vit.training import optimizer, state, step
 
 SHAPE, CLASSES, SIZE = (8, 8, 1), 10, 16

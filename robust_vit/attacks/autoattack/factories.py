@@ -1,0 +1,262 @@
+"""The parts of AutoAttack as plain attacks: `apgd`, `fab` and `square` run their targets and restarts in turn, each on
+the examples that still stand.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from robust_vit.attacks.arguments import (
+    as_seen,
+    check_choice,
+    check_count,
+    check_epsilon,
+    check_inputs,
+    detach,
+    per_example,
+)
+from robust_vit.attacks.arguments import finish as returned
+from robust_vit.attacks.autoattack.apgd import apgd_run
+from robust_vit.attacks.autoattack.fab import fab_run
+from robust_vit.attacks.autoattack.protocol import expand, finish, misclassified
+from robust_vit.attacks.autoattack.square.search import square_run
+from robust_vit.attacks.losses import as_labels
+from robust_vit.typing import Array, Attack, Keys, LogitsFn
+
+UNTARGETED = -1  # the target of an untargeted slot
+KEEP = ("success", "loss")
+
+
+class Plan(NamedTuple):
+    """What `in_turn` runs: target classes [T,B], restarts per target, which examples [B] to attack, what to keep."""
+
+    classes: Array
+    restarts: int
+    standing: Array
+    keep: str
+
+
+def plan(logits: Array, labels: Array, targets: int, restarts: int, keep: str) -> Plan:
+    """Plans the runs from the clean logits [B,K].
+
+    Args:
+      logits: [B,K] of the clean images.
+      labels: [B] int.
+      targets: 0 for an untargeted attack; else the classes of rank 2 .. targets + 1 in the clean logits, at most K - 1.
+      restarts: runs per target.
+      keep: "success" attacks only what is classified correctly; "loss" attacks everything.
+    """
+    batch, classes = logits.shape
+    if targets:
+        count = min(targets, classes - 1)
+        order = jax.lax.top_k(logits, count + 1)[1][:, 1:].T  # [T,B]
+    else:
+        order = jnp.full((1, batch), UNTARGETED)
+    standing = ~misclassified(logits, labels) if keep == "success" else jnp.ones((batch,), bool)
+    return Plan(order.astype(jnp.int32), restarts, standing, keep)
+
+
+def in_turn(
+    run: Any, keys: Keys, logits_fn: LogitsFn, images: Array, labels: Array, epsilon: Array, plan: Plan
+) -> Array:
+    """Runs an attack once per planned (target, restart), each from the clean image, on the examples that still stand.
+
+    Args:
+      run: an `APGD`, `FAB` or `Square` (`protocol`).
+      keys: [B] typed keys, folded with the number of the run.
+      logits_fn: the model.
+      images: [B,H,W,C] float32.
+      labels: [B] int.
+      epsilon: [B] radii.
+      plan: what to run (`plan`).
+
+    Returns:
+      [B,H,W,C]: for plan.keep "success" the adversarial image found first, the clean image where there is none or
+      where it is misclassified already; for "loss" the point of highest loss over all runs.
+    """
+
+    def one(carry: tuple[Array, Array, Array], i: Array):
+        adversarial, standing, best_loss = carry
+        target = plan.classes[i // plan.restarts]
+        state = run.start(_folded(keys, i), logits_fn, images, labels, target, epsilon, restart=i % plan.restarts)
+        state = state.replace(done=state.done | ~standing)
+        state = finish(lambda s: run.tick(logits_fn, s), state)
+        if plan.keep == "loss":
+            won = state.best_loss > best_loss
+            return (
+                jnp.where(expand(won, images), state.best, adversarial),
+                standing,
+                jnp.where(won, state.best_loss, best_loss),
+            ), None
+        won = standing & state.broken
+        return (jnp.where(expand(won, images), state.adversarial, adversarial), standing & ~won, best_loss), None
+
+    start = (images, plan.standing, jnp.where(plan.standing, -jnp.inf, 0.0))
+    (adversarial, _, _), _ = jax.lax.scan(one, start, jnp.arange(plan.classes.shape[0] * plan.restarts))
+    return adversarial
+
+
+def plain(
+    run: Any,
+    *,
+    epsilon: float | Array,
+    norm: str,
+    targets: int = 0,
+    restarts: int = 1,
+    keep: str = "success",
+    stochastic: bool = False,
+) -> Attack:
+    """Makes an attack with the common signature from a run."""
+    check_epsilon(epsilon, norm)
+    check_count("restarts", restarts)
+    check_choice("keep", keep, KEEP)
+    classes = targets
+
+    def attack(keys: Keys, logits_fn: LogitsFn, images: Array, targets: Array, strength: Array | float = 1.0) -> Array:
+        check_inputs(keys, images)
+        logits_fn, images, targets = detach((logits_fn, images, targets))
+        radius = per_example(epsilon, images) * per_example(strength, images)
+        labels = as_labels(targets)
+        model = functools.partial(_seen, logits_fn, images)
+        more = (_folded(keys, jnp.int32(-1)),) if stochastic else ()
+        todo = plan(model(images, *more), labels, classes, restarts, keep)
+        adversarial = in_turn(run, keys, model, images.astype(jnp.float32), labels, radius, todo)
+        return returned(adversarial, images, radius)
+
+    return attack
+
+
+def _seen(logits_fn: LogitsFn, images: Array, points: Array, *more: Array) -> Array:
+    """The model on points rounded to the dtype of the images: what is judged is what is returned."""
+    fixed = jax.lax.stop_gradient(points)
+    return logits_fn(as_seen(fixed, images) + (points - fixed).astype(images.dtype), *more)
+
+
+def _folded(keys: Keys, number: Array) -> Keys:
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
+
+
+def apgd(
+    *,
+    norm: str = "linf",
+    epsilon: float | Array,
+    steps: int = 100,
+    loss: str = "cross_entropy",
+    targets: int = 9,
+    restarts: int = 1,
+    keep: str = "success",
+    large_radii: bool = False,
+    eot: int = 1,
+    stochastic: bool = False,
+    rho: float = 0.75,
+    reference_quirks: bool = True,
+) -> Attack:
+    """Makes an APGD attack: PGD without a step size to choose.
+
+    Args:
+      norm: "linf", "l2" or "l1".
+      epsilon: radius of the ball, in units of the [0,1] pixel range; scalar or [B], may be traced.
+      steps: gradient steps per run.
+      loss: "cross_entropy", "dlr" (3 classes or more), "margin", "probability_margin"; or "targeted_dlr" (4 or more),
+        "targeted_cross_entropy": one run for each of the `targets` classes that follow the first in the clean logits.
+        Every wrong class is a success.
+      targets: classes to push to with a targeted loss; at most the number of classes less 1 is used.
+      restarts: runs from independent random starts (per target).
+      keep: "success" attacks what is classified correctly and returns the first success, and the clean image where
+        there is none; "loss" attacks everything and returns the point of highest loss.
+      large_radii: l1 only: stages of radius 3, 2 and 1 epsilon.
+      eot: gradients averaged per step.
+      stochastic: the model is called as logits_fn(images, keys [B]).
+      rho: a window of steps with at most this fraction of increases of the loss halves the step size.
+      reference_quirks: see `apgd_run`.
+
+    Returns:
+      attack(keys [B], logits_fn, images [B,H,W,C], targets [B] or [B,K], strength=1.0) -> adversarial images, same
+      shape and dtype. Of a distribution the most probable class is attacked.
+
+    Raises:
+      ValueError: for a bad keyword, or a loss that needs more classes than the model has, before anything is compiled.
+
+    Reference: https://arxiv.org/abs/2003.01690, https://arxiv.org/abs/2103.01208
+    """
+    check_count("targets", targets)
+    stop = "broken" if keep == "success" else "never"
+    run = apgd_run(norm, steps, loss, stop, large_radii, eot, stochastic, rho, reference_quirks)
+    count = targets if loss.startswith("targeted") else 0
+    return plain(run, epsilon=epsilon, norm=norm, targets=count, restarts=restarts, keep=keep, stochastic=stochastic)
+
+
+def fab(
+    *,
+    norm: str = "linf",
+    epsilon: float | Array,
+    steps: int = 100,
+    targeted: bool = True,
+    targets: int = 9,
+    restarts: int = 1,
+) -> Attack:
+    """Makes a FAB attack (FAB-T if `targeted`): looks for the closest misclassified point, and returns one inside the
+    ball if there is one.
+
+    Args:
+      norm: "linf", "l2" or "l1".
+      epsilon: radius of the ball, in units of the [0,1] pixel range; scalar or [B], may be traced.
+      steps: projections per run.
+      targeted: one run for each of the `targets` classes that follow the first in the clean logits; otherwise each
+        step takes the gradient of every class.
+      targets: classes whose boundaries are sought; at most the number of classes less 1 is used.
+      restarts: runs (per target); the first starts at the image, later ones at a random point.
+
+    Returns:
+      attack(keys [B], logits_fn, images [B,H,W,C], targets [B] or [B,K], strength=1.0) -> adversarial images, same
+      shape and dtype; the clean image where no success was found.
+
+    Raises:
+      ValueError: for a bad keyword.
+
+    Reference: https://arxiv.org/abs/1907.02044
+    """
+    check_count("targets", targets)
+    run = fab_run(norm, steps, targeted)
+    return plain(run, epsilon=epsilon, norm=norm, targets=targets if targeted else 0, restarts=restarts)
+
+
+def square(
+    *,
+    norm: str = "linf",
+    epsilon: float | Array,
+    queries: int = 5000,
+    p_init: float = 0.8,
+    rescale_schedule: bool = False,
+    restarts: int = 1,
+    keep: str = "success",
+    reference_quirks: bool = True,
+    shared_square: bool = False,
+) -> Attack:
+    """Makes a Square attack: random search that sees only the logits.
+
+    Args:
+      norm: "linf", "l2" or "l1".
+      epsilon: radius of the ball, in units of the [0,1] pixel range; scalar or [B], may be traced.
+      queries: forward passes per run, after the initial one.
+      p_init: the fraction of pixels that the first windows cover.
+      rescale_schedule: stretch the schedule of window sizes to `queries`.
+      restarts: independent runs.
+      keep: "success" attacks what is classified correctly and returns the clean image where it fails; "loss" attacks
+        everything and returns the point of lowest margin.
+      reference_quirks: see `square_run`.
+      shared_square: see `square_run`.
+
+    Returns:
+      attack(keys [B], logits_fn, images [B,H,W,C], targets [B] or [B,K], strength=1.0) -> adversarial images, same
+      shape and dtype.
+
+    Raises:
+      ValueError: for a bad keyword.
+
+    Reference: https://arxiv.org/abs/1912.00049
+    """
+    run = square_run(norm, queries, p_init, rescale_schedule, reference_quirks, shared_square)
+    return plain(run, epsilon=epsilon, norm=norm, restarts=restarts, keep=keep)

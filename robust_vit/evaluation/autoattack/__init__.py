@@ -1,0 +1,1 @@
+"""AutoAttack on a set of points: driver, ledger, ensembles, results."""

@@ -1,0 +1,1 @@
+"""What the traced program of a classifier says of its gradients, without running an attack."""

@@ -1,0 +1,1 @@
+"""The architectures: one family a file, each ending in a dict MODELS from names to its variants."""

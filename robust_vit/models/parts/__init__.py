@@ -1,0 +1,1 @@
+"""What the families are built of: layers, attention, convolutions, positions, stacks of equal blocks."""
