@@ -6,4 +6,8 @@ Commands: `python -m robust_vit.main` (train), `python -m robust_vit.evaluate`, 
 `python -m robust_vit.models`.
 """
 
+from robust_vit import guard
+
 __version__ = "0.1.0"
+
+guard.install()

@@ -6,8 +6,10 @@ import pathlib
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-import jax
-import pytest
+import robust_vit  # noqa: F401  first: it sets XLA_FLAGS
+
+import jax  # isort: skip
+import pytest  # isort: skip
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
