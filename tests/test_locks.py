@@ -38,7 +38,7 @@ def test_a_live_holder_is_named_and_a_killed_one_replaced_with_a_note(holder, ca
         raise AssertionError("entered a folder that is in use")
     assert json.loads((folder / locks.NAME).read_text())["pid"] == process.pid
     process.send_signal(signal.SIGKILL)
-    process.stdout.read()  # ends when the process does; it stays a zombie until somebody waits for it
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie until somebody reaps it
     with locks.hold(folder, "workdir"):
         assert json.loads((folder / locks.NAME).read_text())["pid"] == os.getpid()
     assert f"took over the lock of pid {process.pid}" in capsys.readouterr().err
