@@ -126,7 +126,7 @@ def subject(options: argparse.Namespace) -> tuple[Any, Any, np.ndarray, np.ndarr
     """(module, variables, images [N,H,W,C], labels [N] or None, epsilon) of a model."""
     import jax
 
-    from robust_vit import models
+    from robust_vit import models, pixels
     from robust_vit.evaluate import split_batches
     from robust_vit.training import checkpoint
 
@@ -138,7 +138,7 @@ def subject(options: argparse.Namespace) -> tuple[Any, Any, np.ndarray, np.ndarr
     batches, _ = split_batches(config, "test", limit=options.points)
     taken = [(batch["image"][batch["mask"]], batch["label"][batch["mask"]]) for batch in batches]
     images, labels = (np.concatenate(column) for column in zip(*taken))
-    images = images.astype(np.float32) / np.float32(255) if images.dtype == np.uint8 else images
+    images = pixels.as_float(images)
     return module, variables, images, labels, float(config.attack.epsilon)
 
 

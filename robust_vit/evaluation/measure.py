@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from robust_vit import parallel, randomness
 from robust_vit.evaluation import intervals
+from robust_vit.pixels import as_float
 from robust_vit.typing import Array, Attack, Keys, LogitsFn
 
 Batch = Mapping[str, Any]  # {"image" [B,H,W,C], "label" [B], "index" [B], "mask" [B]}
@@ -106,13 +107,6 @@ def correct(
         "finite": finite,
         "logits": logits,
     }
-
-
-def as_float(images: Array) -> Array:
-    """Images as float32 in [0,1]: uint8 is divided by 255, floats are taken as they are."""
-    if jnp.issubdtype(images.dtype, jnp.integer):
-        return images.astype(jnp.float32) / 255.0
-    return images.astype(jnp.float32)
 
 
 class Measurer:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from robust_vit.pixels import as_float
+
 
 @dataclasses.dataclass(frozen=True)
 class Points:
@@ -25,11 +27,6 @@ class Points:
     def take(self, rows: Sequence[int]) -> np.ndarray:
         """Images [len(rows),H,W,C] as float32 in [0,1]."""
         return as_float(self.images[np.asarray(rows, int)])
-
-
-def as_float(images: np.ndarray) -> np.ndarray:
-    """Images as float32 in [0,1]; uint8 is divided by 255."""
-    return images.astype(np.float32) / np.float32(255) if images.dtype == np.uint8 else images.astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)

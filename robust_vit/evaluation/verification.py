@@ -16,9 +16,9 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from robust_vit import errors, parallel
-from robust_vit.evaluation.points import as_float
 from robust_vit.evaluation.scheduling import scheduler
 from robust_vit.evaluation.scheduling.tile import Program
+from robust_vit.pixels import as_float
 from robust_vit.typing import Array, Keys, LogitsFn
 
 NORMS = ("linf", "l2", "l1")

@@ -9,7 +9,7 @@ import numpy as np
 from robust_vit import attacks, models, parallel, randomness
 from robust_vit.analysis import plots
 from robust_vit.evaluation import record, suites
-from robust_vit.evaluation.measure import as_float
+from robust_vit.pixels import as_float
 from robust_vit.training import checkpoint
 from robust_vit.training.experiment import Experiment, evaluation_batches
 

@@ -14,16 +14,11 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 
-from robust_vit import randomness
+from robust_vit import pixels, randomness
 from robust_vit.training.state import TrainState, averaged
 from robust_vit.typing import Array, Attack, Forward, LogitsFn, Objective, Outcome
 
 Step = Callable[[TrainState, dict[str, Array], Array, Array], tuple[TrainState, dict[str, Array]]]
-
-
-def pixels(images: Array) -> Array:
-    """uint8 -> float32 in [0,1]; floats pass. On the device, so that a quarter of the bytes cross the host's link."""
-    return images.astype(jnp.float32) / 255.0 if jnp.issubdtype(images.dtype, jnp.integer) else images
 
 
 def training_forward(module: Any, params: Any, key: Array) -> Forward:
@@ -74,7 +69,7 @@ def _loss(
 ):
     forward = training_forward(module, params, batch["noise"])
     adversary = adversary_view(module, params, stats, mode)
-    images = pixels(batch["image"])
+    images = pixels.as_float(batch["image"])
     outcome: Outcome = objective(forward, stats, adversary, attack, batch["keys"], images, batch["targets"], strength)
     sums = {
         "loss": jnp.sum(outcome.loss),

@@ -34,10 +34,11 @@ from robust_vit.evaluation.autoattack.arguments import FLOAT32, Plan
 from robust_vit.evaluation.autoattack.ensembles import Part
 from robust_vit.evaluation.autoattack.ledger import CLEAN, Ledger, Outcome
 from robust_vit.evaluation.autoattack.results import AttackRow, Result
-from robust_vit.evaluation.points import Chain, Points, as_float
+from robust_vit.evaluation.points import Chain, Points
 from robust_vit.evaluation.scheduling import scheduler
 from robust_vit.evaluation.scheduling.scheduler import BROKEN, NONFINITE, SURVIVED
 from robust_vit.evaluation.verification import ROBUST, WRONG, Judge
+from robust_vit.pixels import as_float
 from robust_vit.typing import LogitsFn
 
 FLUSH_SECONDS = 30.0

@@ -27,7 +27,8 @@ from robust_vit import errors
 from robust_vit.attacks import norms
 from robust_vit.evaluation.masking import checks, findings, probes
 from robust_vit.evaluation.masking.findings import Finding
-from robust_vit.evaluation.measure import as_float, as_pytree
+from robust_vit.evaluation.measure import as_pytree
+from robust_vit.pixels import as_float
 from robust_vit.typing import Array, LogitsFn
 
 SUITE_POINTS = 128

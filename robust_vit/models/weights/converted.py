@@ -23,6 +23,7 @@ from robust_vit.errors import check
 from robust_vit.models.parts import forms
 from robust_vit.models.weights import timm_names
 from robust_vit.models.weights.loading_report import Report
+from robust_vit.pixels import as_float
 from robust_vit.typing import Variables
 
 DESCRIPTION = "model.json"
@@ -150,7 +151,7 @@ def _expected(path: str | pathlib.Path, shape: tuple[int, int, int]) -> tuple[np
     if images.ndim == 4 and images.shape[1:] != shape and images.shape[1:] == (shape[2], *shape[:2]):
         images = images.transpose(0, 2, 3, 1)
     check("images", images.shape, images.ndim == 4 and images.shape[1:] == shape, f"of shape (B, {shape})")
-    images = images.astype(np.float32) / (255 if images.dtype == np.uint8 else 1)
+    images = as_float(images)
     inside = images.size and 0 <= images.min() and images.max() <= 1
     check("images", [float(images.min()), float(images.max())], bool(inside), "pixels in [0,1], not normalised")
     return images, expected
