@@ -30,3 +30,7 @@ def lookup(field: str, name: str, table: Mapping[str, T]) -> T:
     known = ", ".join(sorted(table))
     listing = f"one of {known}" if len(known) < 300 else f"one of {len(table)} names"
     raise ValueError(f"{field} = {name!r}: must be {listing}{nearest(name, table)}")
+
+
+class Mendable(Exception):
+    """A failure that its user can mend, told in one line: commands print it without a traceback."""

@@ -30,6 +30,7 @@ Adding an attack takes three steps:
    keywords there.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -67,6 +68,12 @@ def build(name: str, **keywords: Any) -> Attack:
     return ATTACKS[name](**keywords)
 
 
+def options(name: str) -> dict[str, Any]:
+    """Returns {keyword: default} of what `build(name, ...)` takes; a required keyword has `inspect.Parameter.empty`."""
+    check_choice("attack", name, ATTACKS)
+    return {key: one.default for key, one in inspect.signature(ATTACKS[name]).parameters.items()}
+
+
 __all__ = [
     "ATTACKS",
     "apgd",
@@ -78,6 +85,7 @@ __all__ = [
     "losses",
     "names",
     "norms",
+    "options",
     "pgd",
     "square",
     "square_run",

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageEnhance, UnidentifiedImageError
 
-from robust_vit.errors import check, lookup, nearest
+from robust_vit.errors import Mendable, check, lookup, nearest
 
 HostImage = np.ndarray | Image.Image
 Transform = Callable[[HostImage, np.random.Generator], HostImage]
@@ -28,7 +28,7 @@ INTERPOLATIONS = {
 }
 
 
-class BadImage(Exception):
+class BadImage(Mendable):
     """The bytes are no image, or a damaged one."""
 
 

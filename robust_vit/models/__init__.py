@@ -63,13 +63,23 @@ def build(name: str, **overrides: Any) -> nn.Module:
     Raises:
       ValueError: unknown name or field (the nearest is suggested), or fields that do not make a model.
     """
-    factory = lookup("model.name", name, MODELS)
-    fields = [field.name for field in dataclasses.fields(factory.func) if field.name not in ("parent", "name")]
+    known = fields(name)
     for key in overrides:
-        lookup(f"field of model {name}", key, dict.fromkeys(fields))
-    module = factory(**{key: _frozen(value) for key, value in overrides.items()})
+        lookup(f"field of model {name}", key, known)
+    module = MODELS[name](**{key: _frozen(value) for key, value in overrides.items()})
     _validate(module)
     return module
+
+
+def fields(name: str) -> dict[str, Any]:
+    """Returns {field: default} of what `build(name, ...)` takes.
+
+    Raises:
+      ValueError: unknown name.
+    """
+    factory = lookup("model.name", name, MODELS)
+    known = {f.name: f.default for f in dataclasses.fields(factory.func) if f.name not in ("parent", "name")}
+    return known | factory.keywords
 
 
 def _frozen(value: Any) -> Any:

@@ -19,6 +19,7 @@ from robust_vit import attacks, models, parallel
 from robust_vit import config as config_lib
 from robust_vit.config import ConfigDict
 from robust_vit.data import pipeline
+from robust_vit.errors import Mendable
 from robust_vit.evaluation.measure import Measurer
 from robust_vit.training import finish, state
 from robust_vit.training.checkpoint import Checkpoints, selection
@@ -27,7 +28,7 @@ from robust_vit.training.metrics import Meter
 from robust_vit.training.report import Report, environment
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(Mendable, RuntimeError):
     """Training met a NaN or an infinity."""
 
 
