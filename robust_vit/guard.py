@@ -1,7 +1,7 @@
 """Keeps XLA's known wrong reductions on CPU away: the one place that touches `XLA_FLAGS`.
 
-jaxlib 0.10.2 fuses `sum(a * b)` into a YNNPACK reduction that returns uninitialised tails for some sizes (32,769 rows of
-3, and up) and crashes for some shapes of rank 7 (jax-ml/jax issues 39103, 40412, 39257). The flag below keeps
+jaxlib 0.10.2 fuses `sum(a * b)` into a YNNPACK reduction that returns uninitialised tails for some sizes (32,769 rows
+of 3, and up) and crashes for some shapes of rank 7 (jax-ml/jax issues 39103, 40412, 39257). The flag below keeps
 YNNPACK's matrix products and turns its reductions off. `python -m robust_vit.doctor` runs both reproducers, and every
 evaluation compares its compiled program with the plain one (`evaluation.canary`).
 """
@@ -13,8 +13,8 @@ import sys
 
 NAME = "xla_cpu_experimental_ynn_fusion_type"
 FLAG = f"--{NAME}=-reduce"
-# Versions of jaxlib that need it. 0.10.1, 0.11.1 and 0.11.2 compute both reproducers right without (Python 3.11 to 3.13,
-# x86-64); so does 0.11.0 here, but it is reported wrong elsewhere, and knows the flag.
+# Versions of jaxlib that need it. 0.10.1, 0.11.1 and 0.11.2 compute both reproducers right without (Python 3.11 to
+# 3.13, x86-64); so did 0.11.0 where it was tried, but it is reported wrong elsewhere, and knows the flag.
 FIRST, FIXED = (0, 10, 2), (0, 11, 1)
 
 

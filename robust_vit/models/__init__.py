@@ -7,12 +7,12 @@ logits = models.logits_fn(model, variables)(images)  # [B,H,W,C] in [0,1] -> [B,
 logits, maps = models.capture(model, variables, images, ["attention"])
 ```
 
-To add a model: write `models/families/my_family.py` with a Flax module whose fields have defaults and include `num_classes`,
-`image_size`, `channels`, `mean`, `std`, `dtype`, `param_dtype`, `drop_path`, `remat` and `scan`; call `layers.record`
-for "attention", "tokens" and "features"; end the file with a dict `MODELS` from names to `functools.partial(MyFamily,
-field=value, ...)`; merge it below; and give it a row in `tests/models/tiny.py`. A method `validate(self)`, if there is
-one, is called by `build` and raises ValueError where the fields do not make a model. Name submodules as the PyTorch
-state dict does, and weights convert too (`weights/`).
+To add a model: write `models/families/my_family.py` with a Flax module whose fields have defaults and include
+`num_classes`, `image_size`, `channels`, `mean`, `std`, `dtype`, `param_dtype`, `drop_path`, `remat` and `scan`; call
+`layers.record` for "attention", "tokens" and "features"; end the file with a dict `MODELS` from names to
+`functools.partial(MyFamily, field=value, ...)`; merge it below; and give it a row in `tests/models/tiny.py`. A method
+`validate(self)`, if there is one, is called by `build` and raises ValueError where the fields do not make a model.
+Name submodules as the PyTorch state dict does, and weights convert too (`weights/`).
 """
 
 import dataclasses
