@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from robust_vit import parallel, randomness
 from robust_vit.evaluation import intervals
+from robust_vit.evaluation.callables import as_logits_fn
 from robust_vit.pixels import as_float
 from robust_vit.typing import Array, Attack, Keys, LogitsFn
 
@@ -152,7 +153,7 @@ class Measurer:
         for strength in strengths:
             if not 0.0 <= strength <= 1.0:
                 raise ValueError(f"strength = {strength}: must lie in [0, 1]")
-        logits_fn = jax.device_put(as_pytree(logits_fn), parallel.replicated(self.mesh))
+        logits_fn = jax.device_put(as_logits_fn(logits_fn), parallel.replicated(self.mesh))
         totals: list[Any] = [None] * len(strengths)
         pending: tuple[int, Any] | None = None  # one batch in flight: the host prepares the next while devices work
         for batch in padded(batches, self._multiple()):
@@ -184,13 +185,6 @@ class Measurer:
             "loss": jnp.sum(jnp.where(mask, result["loss"], 0.0)),
             "nonfinite": jnp.sum(~result["finite"] & mask),
         }
-
-
-def as_pytree(logits_fn: LogitsFn) -> LogitsFn:
-    """Makes a plain function an argument that jit accepts; a pytree callable is returned as it is."""
-    leaves = jax.tree_util.tree_leaves(logits_fn)
-    opaque = len(leaves) == 1 and leaves[0] is logits_fn
-    return jax.tree_util.Partial(logits_fn) if opaque else logits_fn
 
 
 def padded(batches: Iterable[Batch], multiple: int = 1) -> Iterator[dict[str, np.ndarray]]:

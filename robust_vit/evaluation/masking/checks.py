@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_vit import attacks
+from robust_vit.evaluation.callables import as_logits_fn
 from robust_vit.evaluation.masking import failures, findings, probes
 from robust_vit.evaluation.masking.findings import Finding
 from robust_vit.evaluation.masking.program import lint, true_gradient
-from robust_vit.evaluation.measure import as_pytree
 from robust_vit.typing import Array, LogitsFn
 
 SWEEP = (0.25, 0.5, 1.0, 2.0, 4.0)  # multiples of epsilon, before the whole box
@@ -164,6 +164,6 @@ def without_gradient(
         return [*found, findings.skipped("transfer", "no other model was given (transfer_from)")], others
     pgd = attacks.pgd(norm=norm, epsilon=epsilon, steps=steps, keep="success")
     probe = jax.jit(functools.partial(probes.attacked, attack=pgd))
-    by_transfer = points.run(probe, TRANSFER, as_pytree(transfer_from))["wrong"]
+    by_transfer = points.run(probe, TRANSFER, as_logits_fn(transfer_from))["wrong"]
     found.append(failures.weaker_attack_wins("transfer", "PGD on another model", by_transfer, broken, advice))
     return found, others | by_transfer

@@ -25,9 +25,9 @@ import rich.text
 
 from robust_vit import errors
 from robust_vit.attacks import norms
+from robust_vit.evaluation.callables import as_logits_fn
 from robust_vit.evaluation.masking import checks, findings, probes
 from robust_vit.evaluation.masking.findings import Finding
-from robust_vit.evaluation.measure import as_pytree
 from robust_vit.pixels import as_float
 from robust_vit.typing import Array, LogitsFn
 
@@ -123,7 +123,7 @@ def report(
     """
     images, labels = _checked(images, labels, norm, epsilon, batch_size, steps, queries)
     indices = np.arange(len(labels)) if indices is None else np.asarray(indices)
-    everything = probes.Points(as_pytree(logits_fn), images, labels, indices, seed, batch_size)
+    everything = probes.Points(as_logits_fn(logits_fn), images, labels, indices, seed, batch_size)
     clean = everything.run(jax.jit(probes.look), None)
     kept = np.flatnonzero(~clean["wrong"] & clean["finite"])
     errors.check("correct points", len(kept), len(kept) > 0, "above 0: the model is right at no point")
