@@ -15,9 +15,9 @@ guard.install()
 
 _MODULES = (
     *("analysis", "attacks", "config", "data", "errors", "evaluation", "models", "objectives", "parallel"),
-    *("randomness", "training", "typing"),
+    *("pixels", "provenance", "randomness", "training", "typing"),
 )
-_OBJECTS = {"Threat": "threat"}
+_OBJECTS = {"Classifier": "classifier", "Threat": "threat", "load": "loading"}
 
 __all__ = [*_MODULES, *_OBJECTS]
 __getattr__, __dir__ = lazy.attach(__name__, modules=_MODULES, objects=_OBJECTS)
