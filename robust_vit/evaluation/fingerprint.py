@@ -1,70 +1,94 @@
-"""What exactly was evaluated: hashes of weights, data and configuration, and the versions of the packages.
+"""What exactly was evaluated: digests of weights, program and data, and the versions of the packages.
 
-A ledger carries these four, so that a run is resumed only on what it was started on, and a figure can be traced to
-its weights.
+A ledger carries them, so that a run is resumed only on what it was started on, and a figure can be traced to its
+weights. The program is that of the forward pass and of its gradient, as traced: models with the same weights that
+differ in any field which changes what is computed (mean, heads, dtype, ...) are not the same. Neither are the scanned
+and the unrolled form of one model: they round differently, and a resumed evaluation must not mix them.
 """
 
-import functools
 import hashlib
 import importlib.metadata
-import json
-import re
-from collections.abc import Mapping
+import uuid
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from robust_vit.typing import LogitsFn
+from robust_vit.evaluation import canonical
+from robust_vit.typing import Array, LogitsFn
 
 PACKAGES = ("robust-vit", "jax", "jaxlib", "flax", "numpy")
+CLOSURE = "closure"  # the weights of a function that carries none: they are constants of its program
 
 
-def weights(logits_fn: LogitsFn) -> str:
-    """Hashes the arrays of a logits function, with their names, shapes and types, and the description of its module.
+def weights(tree: Any) -> str:
+    """Hashes the arrays of a tree, with their names, shapes and types.
 
     Returns:
-      A hexadecimal SHA-256, or "closure" when the function carries no arrays that could be hashed (its weights are
-      hidden in a closure: then only the clean predictions can tell two models apart).
+      A hexadecimal SHA-256, or "closure" where there are no arrays.
     """
-    leaves = [
-        (path, leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(logits_fn)
-        if hasattr(leaf, "dtype") and hasattr(leaf, "shape")
-    ]
+    leaves = [(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree) if _is_array(leaf)]
     if not leaves:
-        return "closure"
-    digest = hashlib.sha256(_module(logits_fn).encode())
+        return CLOSURE
+    digest = hashlib.sha256()
     for path, leaf in leaves:
-        array = np.asarray(leaf)
+        array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 
-def identify(logits_fn: LogitsFn, *arguments: Any) -> str:
-    """The hash of a classifier's weights, also of those that a plain function holds as constants.
+def program(logits_fn: LogitsFn, *arguments: Any) -> str:
+    """Hashes what a classifier computes from its weights and its arguments: the forward pass and its gradient.
 
     Args:
       logits_fn: the classifier.
-      *arguments: shapes to trace it with (`jax.ShapeDtypeStruct`), if it carries no arrays.
+      *arguments: what it is called with, images first; shapes (`jax.ShapeDtypeStruct`) will do.
+
+    Returns:
+      A hexadecimal SHA-256; "unknown-" and a number that never comes again, where a host callback computes with what
+      cannot be read, so that nothing is taken for its continuation.
     """
-    hashed = weights(logits_fn)
-    if hashed != "closure":
-        return hashed
-    traced = jax.make_jaxpr(lambda *inputs: logits_fn(*inputs))(*arguments)
-    program = re.sub(r" at 0x[0-9a-f]+", "", str(traced.jaxpr))  # addresses differ from process to process
-    return weights([*traced.consts, np.frombuffer(program.encode(), np.uint8)])
+    leaves, structure = jax.tree.flatten(logits_fn)
+    arrays = [leaf for leaf in leaves if _is_array(leaf)]
+
+    def forward(arrays: list[Array], images: Array, *more: Any) -> Any:
+        remaining = iter(arrays)
+        model = structure.unflatten([next(remaining) if _is_array(leaf) else leaf for leaf in leaves])
+        return model(images, *more)
+
+    def gradient(arrays: list[Array], images: Array, *more: Any) -> Any:
+        logits, pull_back = jax.vjp(lambda images: forward(arrays, images, *more), images)
+        return pull_back(logits)
+
+    shapes = [jax.eval_shape(lambda leaf=leaf: jnp.asarray(leaf)) for leaf in arrays]
+    try:
+        found = canonical.program(forward, shapes, *arguments)
+        try:
+            found += canonical.program(gradient, shapes, *arguments)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            if isinstance(error, canonical.Opaque):
+                raise
+            found += "no gradient"  # integer logits, or a host callback
+    except canonical.Opaque:
+        return f"unknown-{uuid.uuid4().hex}"
+    return hashlib.sha256(found.encode()).hexdigest()
 
 
-def _module(logits_fn: LogitsFn) -> str:
-    """The module a Partial is bound to, without memory addresses, which differ from process to process."""
-    bound = logits_fn
-    while isinstance(bound, functools.partial):
-        bound = bound.func
-    owner = getattr(bound, "__self__", None)
-    text = getattr(bound, "__qualname__", type(bound).__name__) if owner is None else repr(owner)
-    return re.sub(r" at 0x[0-9a-f]+", "", text)
+def identify(logits_fn: LogitsFn, *arguments: Any) -> str:
+    """The hash of a classifier: of its weights, also of those that a plain function holds as constants, and of its
+    program; see `program` for the arguments.
+    """
+    return hashlib.sha256(f"{weights(logits_fn)} {program(logits_fn, *arguments)}".encode()).hexdigest()
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic)
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def data(images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> str:
@@ -80,11 +104,6 @@ def data(images: np.ndarray, labels: np.ndarray, indices: np.ndarray) -> str:
         head = f"{int(index)} {int(label)} {image.shape} {image.dtype}".encode()
         digests.append(hashlib.sha256(head + np.ascontiguousarray(image).tobytes()).digest())
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
-
-
-def mapping(values: Mapping[str, Any]) -> str:
-    """Hashes a JSON-like mapping, independent of the order of its keys."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def packages() -> dict[str, str]:

@@ -5,8 +5,6 @@ import json
 import subprocess
 import sys
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,6 +16,7 @@ from robust_vit.evaluation.autoattack.ledger import Ledger, Outcome
 
 HEADER = {
     "weights": "aaaa",
+    "program": "eeee",
     "data": "bbbb",
     "packages": {"jax": "0.10.2"},
     "config": {"epsilon": 0.1, "seed": 0},
@@ -79,7 +78,7 @@ def test_a_file_cut_anywhere_opens_with_what_was_whole(tmp_path_factory, data):
 def test_new_images_never_overwrite_old_ones(tmp_path):
     fill(tmp_path)
     (tmp_path / ledger.NAME).write_text(
-        json.dumps({"ledger": 1, **HEADER}) + "\n"
+        json.dumps({"ledger": ledger.FORMAT, **HEADER}) + "\n"
     )  # the lines are lost, the shards are not
     book = Ledger(tmp_path, HEADER)
     book.add(outcome(5, "broken"), image(0.75))
@@ -92,6 +91,7 @@ def test_new_images_never_overwrite_old_ones(tmp_path):
     "change, named",
     [
         ({"weights": "cccc"}, "weights"),
+        ({"program": "cccc"}, "program"),
         ({"data": "cccc"}, "data"),
         ({"config": {"epsilon": 0.2, "seed": 0}}, "config.epsilon"),
         ({"packages": {"jax": "0.11"}}, "packages.jax"),
@@ -103,7 +103,19 @@ def test_a_ledger_of_something_else_is_refused(tmp_path, change, named):
         Ledger(tmp_path, {**HEADER, **change})
     message = str(error.value)
     assert "\n" not in message and str(tmp_path) in message
-    assert all(other not in message for other in {"weights", "data", "config.epsilon", "packages.jax"} - {named})
+    assert all(
+        other not in message for other in {"weights", "program", "data", "config.epsilon", "packages.jax"} - {named}
+    )
+
+
+def test_an_older_format_is_refused_and_kept(tmp_path):
+    """Format 1 did not hash the program: its verdicts may be those of another model."""
+    path = fill(tmp_path).path
+    path.write_text(path.read_text().replace(f'"ledger": {ledger.FORMAT}', '"ledger": 1'))
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="format 1, must be 2; .* use another workdir") as error:
+        Ledger(tmp_path, HEADER)
+    assert "\n" not in str(error.value) and path.read_bytes() == before
 
 
 def test_a_damaged_line_and_a_missing_shard_are_named(tmp_path):
@@ -145,26 +157,10 @@ def test_the_earliest_attack_and_the_lowest_item_decide():
 
 def test_the_command(tmp_path):
     fill(tmp_path)
-    command = [sys.executable, "-m", "robust_vit.evaluation.ledger", str(tmp_path)]
+    command = [sys.executable, "-m", "robust_vit.evaluation.autoattack.ledger", str(tmp_path)]
     done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0 and "3 points judged in both; 0 with another verdict" in done.stdout, done.stderr
     assert subprocess.run(command, capture_output=True, text=True).returncode != 0
-
-
-def test_hashes_follow_what_they_should():
-    def linear(weights, images):
-        return images @ weights
-
-    weights = np.arange(6.0, dtype=np.float32).reshape(3, 2)
-    here = fingerprint.weights(jax.tree_util.Partial(linear, jnp.asarray(weights)))
-    assert here == fingerprint.weights(jax.tree_util.Partial(linear, jnp.asarray(weights)))
-    assert here != fingerprint.weights(jax.tree_util.Partial(linear, jnp.asarray(weights).at[0, 0].add(1e-6)))
-    assert here != fingerprint.weights(jax.tree_util.Partial(linear, jnp.asarray(weights.T)))
-    assert fingerprint.weights(lambda x: x @ weights) == "closure"
-    shape = jax.ShapeDtypeStruct((1, 3), jnp.float32)
-    hidden = fingerprint.identify(lambda x: x @ weights, shape)
-    assert hidden == fingerprint.identify(lambda x: x @ weights, shape)
-    assert hidden != fingerprint.identify(lambda x: x @ (weights + 1), shape)
 
 
 def test_the_hash_of_data_ignores_order_and_nothing_else():

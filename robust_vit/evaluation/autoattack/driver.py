@@ -170,7 +170,8 @@ class _Evaluation:
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
         points, plan = self.points, self.plan
         self.header = {
-            "weights": fingerprint.identify(self.logits_fn, shape, *([keys] if plan.stochastic else [])),
+            "weights": fingerprint.weights(self.logits_fn),
+            "program": fingerprint.program(self.logits_fn, shape, *([keys] if plan.stochastic else [])),
             "data": "not hashed" if workdir is None else fingerprint.data(points.images, points.labels, points.indices),
             "packages": fingerprint.packages(),
             "config": self._config(chosen),

@@ -5,7 +5,7 @@ images that broke the model. Images reach the disk before the lines that speak o
 leaves a book that is true; the last line may be torn and is then dropped. The header says what was evaluated; a book
 about something else is refused.
 
-    python -m robust_vit.evaluation.ledger RUN_A RUN_B      which points differ, and by which attack
+    python -m robust_vit.evaluation.autoattack.ledger RUN_A RUN_B      which points differ, and by which attack
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-FORMAT = 1
+FORMAT = 2  # 1 knew a model by its weights alone, and took other models of the same weights for it
 NAME = "ledger.jsonl"
 CLEAN = "clean"  # the attack that does nothing: whether a point was classified correctly to begin with
 # A header field that differs makes two books incomparable as evidence; packages are allowed to differ when comparing,
 # not when resuming.
-FIELDS = ("weights", "config", "data", "packages")
+FIELDS = ("weights", "program", "config", "data", "packages")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +174,10 @@ def read(path: str | os.PathLike[str]) -> Book:
     if not rows:
         return Book(None, [], 0)
     if rows[0].get("ledger") != FORMAT:
-        raise ValueError(f"ledger = {path}: format {rows[0].get('ledger')!r}, this version reads {FORMAT}")
+        old = rows[0].get("ledger")
+        raise ValueError(
+            f"ledger = {path}: format {old!r}, must be {FORMAT}; it cannot be resumed, use another workdir"
+        )
     outcomes = [Outcome(**{**row, "image": row["image"] and tuple(row["image"])}) for row in rows[1:]]
     return Book(rows[0], outcomes, valid)
 
@@ -282,5 +285,5 @@ def _say(index: int, verdict: Mapping[int, Outcome | None]) -> str:
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        sys.exit("usage: python -m robust_vit.evaluation.ledger A B")
+        sys.exit("usage: python -m robust_vit.evaluation.autoattack.ledger A B")
     print("\n".join(compare(*sys.argv[1:])))

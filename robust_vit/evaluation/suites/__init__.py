@@ -250,7 +250,7 @@ def evaluate(
 
 
 def identify(logits_fn: LogitsFn, image_shape: Sequence[int]) -> str:
-    """The hash of a classifier's weights, also of those that a plain function holds as constants."""
+    """The hash of a classifier: of its weights and of what it computes with them."""
     return fingerprint.identify(logits_fn, jax.ShapeDtypeStruct((1, *image_shape), "float32"))
 
 
