@@ -20,7 +20,7 @@ import numpy as np
 
 from robust_vit import attacks, models, randomness
 from robust_vit.errors import check, lookup
-from robust_vit.evaluation.measure import as_pytree
+from robust_vit.evaluation.callables import as_logits_fn
 from robust_vit.pixels import as_float
 from robust_vit.threat import Threat
 from robust_vit.typing import Array, LogitsFn, Variables
@@ -44,7 +44,7 @@ class Classifier(jax.tree_util.Partial):
     """
 
     def __new__(cls, logits_fn: LogitsFn, **_: Any) -> "Classifier":
-        partial = as_pytree(logits_fn)
+        partial = as_logits_fn(logits_fn)
         if not isinstance(partial, functools.partial):  # another library's model, itself a pytree
             partial = jax.tree_util.Partial(_call, partial)
         return functools.partial.__new__(cls, partial.func, *partial.args, **partial.keywords)
