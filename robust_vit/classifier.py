@@ -59,9 +59,8 @@ class Classifier(jax.tree_util.Partial):
         class_names: Sequence[str] | None = None,
         config: Any = None,
     ):
-        del logits_fn  # held by `__new__`
         self.threat = None if threat is None else Threat.parse(threat)
-        self.name, self.step, self.config = name, step, config
+        self.name, self.step, self.config = name or _title(logits_fn), step, config
         self._class_names = None if class_names is None else tuple(class_names)
 
     def __call__(self, images: Array) -> Array:
@@ -71,8 +70,7 @@ class Classifier(jax.tree_util.Partial):
         return super().__call__(as_float(images) if integers else images)
 
     def __repr__(self) -> str:
-        held = self.module or (self.args[0] if self.func is _call else self.func)
-        said = [self.name or getattr(held, "__name__", type(held).__name__), f"{_short(self.weights)} weights"]
+        said = [self.name, f"{_short(self.weights)} weights"]
         said += [] if self.step is None else [f"step {self.step}"]
         return ", ".join(said + ([] if self.threat is None else [self.threat.label]))
 
@@ -366,6 +364,13 @@ def _takes(classifier: Classifier, images: Array) -> bool:
     except Exception:  # Flax and JAX raise many kinds for shapes that do not fit
         return False
     return True
+
+
+def _title(function: Any) -> str:
+    """What a model is called that nobody has named."""
+    held = getattr(function, "func", function)
+    held = getattr(held, "module", held)
+    return getattr(held, "__name__", type(held).__name__)
 
 
 def _short(count: int) -> str:

@@ -209,7 +209,7 @@ ERRORS = {
     "no run": (lambda c, x, y, p: rv.Classifier(c.func, threat="linf-0.1").evaluate("clean"), "data = 'test': must be"),
     "no maps": (
         lambda c, x, y, p: rv.Classifier(lambda x: x).attention(x),
-        "attention = None: must be asked of a model",
+        "attention = .<lambda>.: must be asked of a model",
     ),
     "step": (lambda c, x, y, p: rv.load(p / "run", checkpoint=8), "step = 8: no such checkpoint in .* present are"),
     "override": (lambda c, x, y, p: rv.load(p / "run", depth=3), "overrides = {'depth': 3}: must be left out"),
