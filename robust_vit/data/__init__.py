@@ -4,8 +4,9 @@
     batches = data.pipeline.train(dataset.train, batch_size=128, seed=0)
     batch = next(batches)  # {"image": uint8 [B,H,W,C], "label": int32 [B], "index": int32 [B], "mask": bool [B]}
 
-`sources` names the data sets, `splits` decides who is train, validation and test, `host` crops and flips, `pipeline`
-makes the batches out of `loading`'s examples. `mixing` (MixUp, CutMix, random erasing) runs on the device.
+`sources` names the data sets and reads where they are, `splits` decides who is train, validation and test, `catalogue`
+says what a split holds, `checks` whether the splits fit each other; `host` crops and flips, `pipeline` makes the
+batches out of `loading`'s examples. `mixing` (MixUp, CutMix, random erasing) runs on the device.
 """
 
 import dataclasses
@@ -13,13 +14,31 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from robust_vit.data import host, mixing, pipeline, sources, splits
+from robust_vit.data import catalogue, checks, host, mixing, pipeline, sources, splits
 from robust_vit.data.pipeline import evaluate, train
-from robust_vit.data.sources import names
+from robust_vit.data.sources import REQUIRED, names, option_types, options, parse_location, read_option
 from robust_vit.errors import check
 from robust_vit.typing import Source
 
-__all__ = ["Dataset", "build", "evaluate", "host", "mixing", "names", "pipeline", "sources", "splits", "train"]
+__all__ = [
+    "Dataset",
+    "REQUIRED",
+    "build",
+    "catalogue",
+    "checks",
+    "evaluate",
+    "host",
+    "mixing",
+    "names",
+    "option_types",
+    "options",
+    "parse_location",
+    "pipeline",
+    "read_option",
+    "sources",
+    "splits",
+    "train",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +77,41 @@ class Dataset:
     @functools.cached_property
     def num_classes(self) -> int:
         return self.train.num_classes
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """One a class, as folders, Hugging Face and TFDS name them; None where the source has none."""
+        return catalogue.class_names(self.train)
+
+    def check(self, *names: str) -> None:
+        """Opens splits, all three by default, and compares them with train: shape of the images, classes, labels.
+
+        Nothing is compiled, and a few images of each are read.
+
+        Raises:
+          ValueError: one line that names the split which is missing, damaged, empty or does not fit.
+        """
+        checks.check_splits(self, names or splits.SPLITS)
+
+    def digests(self) -> dict[str, str]:
+        """Returns {"train", "validation", "test"} -> a SHA-256 of the split's names, sizes and labels.
+
+        Store it with a run, and refuse to resume where it differs: the key names the split that changed. Cheap (no
+        image is decoded) and the same on every machine; see `catalogue.digest` for what goes in.
+        """
+        return {split: catalogue.digest(self.split(split)) for split in splits.SPLITS}
+
+    def description(self) -> dict[str, Any]:
+        """Returns what a run should write down of its data, as JSON values: name, options, class names, and for each
+        split "examples", "origin" (which these are, in words) and "digest".
+        """
+        opened = {split: self.split(split) for split in splits.SPLITS}
+        described = {
+            split: {"examples": len(source), "origin": catalogue.origin(source), "digest": catalogue.digest(source)}
+            for split, source in opened.items()
+        }
+        names = None if self.class_names is None else list(self.class_names)
+        return {"name": self.name, "options": dict(self.options), "class_names": names, "splits": described}
 
     @functools.cached_property
     def image_shape(self) -> tuple[int, int, int]:

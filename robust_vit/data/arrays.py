@@ -1,13 +1,16 @@
 """Sources that are arrays: the handwritten digits of scikit-learn, and memory-mapped .npz files."""
 
 import functools
+import math
+import os
 import pathlib
+import struct
 import zipfile
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from robust_vit.data import splits
+from robust_vit.data import catalogue, host, splits
 from robust_vit.errors import check
 from robust_vit.typing import Source
 
@@ -20,6 +23,7 @@ class ArraySource:
     def __init__(self, images: np.ndarray, labels: np.ndarray, num_classes: int, name: str):
         self.images, self.labels, self.num_classes, self.name = images, labels, num_classes, name
         self.channels = images.shape[-1]
+        self.origin = name
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -29,6 +33,9 @@ class ArraySource:
 
     def identify(self, index: int) -> str:
         return f"{self.name}[{index}]"
+
+    def index_digest(self, indices: np.ndarray | None = None) -> str:
+        return catalogue.sha256(self.num_classes, self.images.shape, self.images.dtype.str, self.labels, indices)
 
 
 @functools.cache
@@ -54,66 +61,122 @@ def digits(split: str) -> Source:
     check("split", split, split in splits.SPLITS, f"one of {', '.join(splits.SPLITS)}")
     images, labels = _digits()
     indices = splits.stratified(labels, DIGITS_TEST, DIGITS_VALIDATION)[split]
-    return splits.Subset(ArraySource(images, labels, 10, "digits"), indices)
+    source = ArraySource(images, labels, 10, "digits")
+    source.class_names = tuple("0123456789")
+    return splits.Subset(source, indices, f"{split} of the fixed split of the digits")
 
 
-def npz(split: str, *, path: str, image_key: str = "image", label_key: str = "label", **parts: Any) -> Source:
+def npz(
+    split: str,
+    *,
+    path: str,
+    image_key: str = "image",
+    label_key: str = "label",
+    float_max: float | None = None,
+    **parts: Any,
+) -> Source:
     """Opens `train.npz`, `validation.npz`, `test.npz` (those there are) in a folder; images are mapped, not read whole.
 
     Written with `np.savez(folder / "train.npz", image=images, label=labels)`, uncompressed: uint8 [n,H,W,C] or [n,H,W],
-    and integers [n].
+    and integers [n]. Floats need `float_max` and are rounded to 256 levels.
 
     Args:
       split: "train", "validation" or "test".
       path: the folder.
       image_key, label_key: names of the arrays.
+      float_max: of float images, the value of white: 1.0 or 255.0.
       **parts: see `robust_vit.data.splits.open_split`.
     """
     folder = pathlib.Path(path)
     check("data.options.path", path, folder.is_dir(), "a folder with train.npz, ...")
     stored = sorted(file.stem for file in folder.glob("*.npz"))
-    return splits.open_split(
-        split, stored, lambda part: MappedSource(folder / f"{part}.npz", image_key, label_key), **parts
-    )
+
+    def load(part: str) -> Source:
+        return MappedSource(folder / f"{part}.npz", image_key, label_key, float_max)
+
+    return splits.open_split(split, stored, load, f"; {path} should hold train.npz and test.npz", **parts)
 
 
 class MappedSource(ArraySource):
     """One uncompressed .npz file, mapped; pickles as its path."""
 
-    def __init__(self, path: pathlib.Path, image_key: str, label_key: str):
-        self.path, self.keys = pathlib.Path(path), (image_key, label_key)
-        images, labels = mapped(self.path, image_key), np.array(mapped(self.path, label_key))
-        check(f"{path}:{image_key}", images.dtype.name, images.dtype == np.uint8, "uint8")
+    def __init__(self, path: pathlib.Path, image_key: str, label_key: str, float_max: float | None = None):
+        self.path, self.keys, self.float_max = pathlib.Path(path), (image_key, label_key), float_max
+        images, labels = mapped(self.path, image_key), np.array(mapped(self.path, label_key, verify=True))
+        host.check_pixel_type(f"{path}:{image_key}", images.dtype, float_max)
         check(f"{path}:{image_key}", images.shape, images.ndim in (3, 4), "of shape [n,H,W,C] or [n,H,W]")
         check(f"{path}:{label_key}", labels.dtype.name, labels.dtype.kind in "iu", "integers")
         check(f"{path}:{label_key}", labels.shape, labels.shape == images.shape[:1], f"[{len(images)}], one an image")
         check(f"{path}:{label_key}", int(labels.min(initial=0)), labels.min(initial=0) >= 0, "at least 0")
         images = images[..., None] if images.ndim == 3 else images
+        first, last = images.shape[1], images.shape[-1]
+        turned = last not in (1, 3) and first in (1, 3)
+        check(f"{path}:{image_key}", images.shape, not turned, "[n,H,W,C], channels last: transpose(0, 2, 3, 1)")
         super().__init__(images, labels, int(labels.max(initial=0)) + 1, str(path))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return MappedSource, (self.path, *self.keys)
+        return MappedSource, (self.path, *self.keys, self.float_max)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image = host.as_pixels(self.images[index], self.float_max, self.identify(index))
+        return {"image": image, "label": int(self.labels[index])}
+
+    def index_digest(self, indices: np.ndarray | None = None) -> str:
+        with zipfile.ZipFile(self.path) as archive:
+            checksums = [archive.getinfo(f"{key}.npy").CRC for key in self.keys]
+        return catalogue.sha256(self.images.shape, self.images.dtype.str, self.float_max, checksums, indices)
 
 
-def mapped(path: pathlib.Path, key: str) -> np.ndarray:
+def mapped(path: pathlib.Path, key: str, verify: bool = False) -> np.ndarray:
     """Maps array `key` of an uncompressed .npz read-only, at its offset in the file.
 
+    Everything that the file claims is checked before anything is mapped: a map of Python objects, or one past the end
+    of a truncated file, would end the process and not raise.
+
+    Args:
+      path: the file.
+      key: name of the array.
+      verify: whether to read the array once and compare its checksum.
+
     Raises:
-      ValueError: no such array, or a compressed file.
+      ValueError: no .npz file or a damaged one, no such array, a compressed one, or one that is not plain numbers.
     """
-    with zipfile.ZipFile(path) as archive:
-        names = [name.removesuffix(".npy") for name in archive.namelist()]
-        check(f"array in {path}", key, key in names, f"one of {', '.join(names)}")
-        entry = archive.getinfo(f"{key}.npy")
-        stored = entry.compress_type == zipfile.ZIP_STORED
-        check(str(path), "compressed", stored, "uncompressed to be mapped: write it with np.savez")
-    with open(path, "rb") as file:
-        # A zip member starts with a 30-byte local header, then its name and an extra field whose lengths stand at bytes
-        # 26 and 28.
-        file.seek(entry.header_offset + 26)
-        lengths = np.frombuffer(file.read(4), "<u2")
-        file.seek(entry.header_offset + 30 + int(lengths.sum()))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            check(f"array in {path}", key, key in names, f"one of {', '.join(names)}")
+            entry = archive.getinfo(f"{key}.npy")
+            stored = entry.compress_type == zipfile.ZIP_STORED
+            check(f"{path}:{key}", "compressed", stored, "uncompressed to be mapped: write it with np.savez")
+            if verify:
+                archive.read(entry)  # compares the CRC-32
+        with open(path, "rb") as file:
+            return _map(file, entry, f"{path}:{key}")
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error) as error:
+        raise ValueError(f"{path}: damaged, or no .npz file ({error}); write it again with np.savez") from None
+
+
+def _map(file: BinaryIO, entry: zipfile.ZipInfo, field: str) -> np.ndarray:
+    """Maps one stored member of a zip, whose first bytes describe the array."""
+    # A member starts with a 30-byte local header, then its name and an extra field whose lengths stand at bytes 26, 28.
+    file.seek(entry.header_offset)
+    header = file.read(30)
+    check(field, header[:4], header[:4] == b"PK\x03\x04" and len(header) == 30, "where the zip says: it is damaged")
+    start = entry.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
+    file.seek(start)
+    try:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
-        return np.memmap(file, dtype, "r", file.tell(), shape, "F" if fortran else "C")
+    except ValueError as error:
+        raise ValueError(f"{field}: no array header ({' '.join(str(error).split())}); the file is damaged") from None
+    check(field, str(dtype), dtype.kind in "biufc", "plain numbers: uint8 images, integer labels")
+    held = entry.file_size - (file.tell() - start)
+    fits = math.prod(shape) * dtype.itemsize == held and min(shape, default=1) >= 0
+    check(field, shape, fits, f"a shape of {held} bytes of {dtype}, as the file holds: it is damaged")
+    offset = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    check(field, shape, offset + held <= size, f"complete: the file ends {offset + held - size} bytes too early")
+    if not held:
+        return np.empty(shape, dtype)
+    return np.memmap(file, dtype, "r", offset, shape, "F" if fortran else "C")

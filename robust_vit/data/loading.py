@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from robust_vit.data import host, splits
+from robust_vit.data import catalogue, host
 from robust_vit.errors import check
 from robust_vit.typing import Source
 
@@ -56,17 +56,19 @@ class Loader:
         example = self.source[index]
         image, channels = example["image"], getattr(self.source, "channels", 3)
         try:
-            image = host.decode(image, channels) if isinstance(image, bytes) else image
+            image = (
+                host.decode(image, channels, **catalogue.decoding(self.source)) if isinstance(image, bytes) else image
+            )
             for transform in self.transforms:
                 image = transform(image, rng)
             three = isinstance(image, host.Image.Image) and image.mode == "RGB"
             image = host.as_array(image, 3 if three else channels)
         except host.BadImage as error:
-            raise host.BadImage(f"{splits.identify(self.source, index)}: bad image ({error})") from error
+            raise host.BadImage(f"{catalogue.identify(self.source, index)}: bad image ({error})") from error
         label = example["label"]
         if not 0 <= label < self.source.num_classes:
             allowed = f"in [0, {self.source.num_classes})"
-            raise ValueError(f"label of {splits.identify(self.source, index)} = {label}: must be {allowed}")
+            raise ValueError(f"label of {catalogue.identify(self.source, index)} = {label}: must be {allowed}")
         return image, label
 
 
@@ -115,7 +117,7 @@ class TrainBatch:
             except host.BadImage as error:
                 if not self.skip:
                     raise ValueError(f"{error}; data.on_bad_image='skip' replaces it") from error
-        raise ValueError(f"{ATTEMPTS} bad images in a row from {splits.identify(self.load.source, index)} on")
+        raise ValueError(f"{ATTEMPTS} bad images in a row from {catalogue.identify(self.load.source, index)} on")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +159,7 @@ class EvaluationBatch:
             batch["bad"][row] = True
             return
         check(
-            f"shape of {splits.identify(self.load.source, index)}",
+            f"shape of {catalogue.identify(self.load.source, index)}",
             image.shape,
             image.shape == self.shape,
             f"{self.shape} like the first",
@@ -173,4 +175,4 @@ def image_shape(source: Source, transforms: Sequence[host.Transform] = ()) -> tu
             return load(index, generator(0, index))[0].shape
         except host.BadImage:
             continue
-    raise ValueError(f"no good image among the first {ATTEMPTS} from {splits.identify(source, 0)} on")
+    raise ValueError(f"no good image among the first {ATTEMPTS} from {catalogue.identify(source, 0)} on")

@@ -18,7 +18,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from robust_vit.data import host, splits
+from robust_vit.data import catalogue, host, splits
 from robust_vit.data.loading import BadImages, Batch, EvaluationBatch, Loader, TrainBatch, image_shape
 from robust_vit.errors import check
 from robust_vit.typing import Source
@@ -49,7 +49,7 @@ class Train:
         self._step += 1
         for requested, index in zip(batch.pop("requested"), batch["index"]):
             for skipped in range((int(index) - int(requested)) % len(self._source)):
-                self.bad.add(splits.identify(self._source, (int(requested) + skipped) % len(self._source)))
+                self.bad.add(catalogue.identify(self._source, (int(requested) + skipped) % len(self._source)))
         return batch
 
     def get_state(self) -> dict[str, int]:
@@ -82,7 +82,7 @@ class Evaluation:
             for batch in reader:
                 batch = dict(batch)
                 for index in batch["index"][batch.pop("bad")]:
-                    self.bad.add(splits.identify(self._source, int(index)))
+                    self.bad.add(catalogue.identify(self._source, int(index)))
                 yield batch
         finally:
             reader.close()

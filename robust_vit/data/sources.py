@@ -3,7 +3,10 @@
 A source is a random-access sequence: `source[i]` is {"image": uint8 [H,W,C] or encoded bytes, "label": int}.
 """
 
+import contextlib
 import inspect
+import pathlib
+import typing
 from typing import Any
 
 from robust_vit.data import arrays, folder, huggingface, splits, synthetic, tfds
@@ -44,25 +47,120 @@ def build(name: str, split: str, **options: Any) -> Source:
     return SOURCES[name](split, **options)
 
 
-def check_options(name: str, options: dict[str, Any]) -> None:
-    """Raises ValueError unless `name` is a source and `options` are its keywords, with none missing."""
+class Required:
+    """Stands for the default of an option that must be given."""
+
+    def __repr__(self) -> str:
+        return "required"
+
+
+REQUIRED = Required()
+
+
+def options(name: str) -> dict[str, Any]:
+    """Returns the options of a source with their defaults, `REQUIRED` where one must be given.
+
+    Raises:
+      ValueError: unknown name, with the nearest that exists.
+    """
+    return {
+        option: REQUIRED if parameter.default is parameter.empty else parameter.default
+        for option, parameter in _parameters(name).items()
+    }
+
+
+def option_types(name: str) -> dict[str, str]:
+    """Returns the options of a source with their types as text: {"path": "str", "test_fraction": "float | None"}."""
+    return {
+        option: " | ".join("None" if kind is type(None) else kind.__name__ for kind in _kinds(parameter))
+        for option, parameter in _parameters(name).items()
+    }
+
+
+def read_option(name: str, option: str, text: str) -> Any:
+    """Reads the value of an option from the command line.
+
+    Args:
+      name: of the source.
+      option: one of `options(name)`.
+      text: "32", "0.1", "true", "none" or words, as the option's type asks.
+
+    Raises:
+      ValueError: unknown option, with the nearest that exists, or a text that is no such value.
+    """
     lookup("data.name", name, SOURCES)
-    known = keywords(name)
-    for option in options:
-        if option not in known:
-            raise ValueError(
-                f"data.options.{option}: {name} takes {', '.join(known) or 'no options'}{nearest(option, known)}"
-            )
-    missing = [option for option, needed in known.items() if needed and option not in options]
+    _check_known(name, option)
+    kinds = _kinds(_parameters(name)[option])
+    if type(None) in kinds and text.lower() == "none":
+        return None
+    if bool in kinds and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        if kind in kinds:
+            with contextlib.suppress(ValueError):
+                return kind(text)
+    check(f"data.options.{option}", text, str in kinds, f"of type {option_types(name)[option]}")
+    return text
+
+
+def check_options(name: str, given: dict[str, Any]) -> None:
+    """Raises ValueError unless `name` is a source and `given` its options, of the right types and with none missing."""
+    lookup("data.name", name, SOURCES)
+    for option, value in given.items():
+        _check_known(name, option)
+        kinds = _kinds(_parameters(name)[option])
+        fits = isinstance(value, kinds) or (float in kinds and isinstance(value, int))
+        fits = fits and (bool in kinds or not isinstance(value, bool))
+        check(f"data.options.{option}", value, fits, f"of type {option_types(name)[option]}")
+    missing = [option for option, default in options(name).items() if default is REQUIRED and option not in given]
     check(f"data.options.{', '.join(missing)}", None, not missing, f"given for {name}")
 
 
-def keywords(name: str) -> dict[str, bool]:
-    """Returns the options of a source: keyword -> whether it must be given."""
-    known: dict[str, bool] = {}
-    for function in (SOURCES[name], splits.open_split):
+def parse_location(location: str) -> tuple[str, dict[str, Any]]:
+    """Reads where data are from one word of the command line.
+
+    Args:
+      location: "digits", "synthetic", "folder:/path", "npz:/path", "huggingface:/path/or/name", "tfds:name:version".
+
+    Returns:
+      (name, options) for `build`: "folder:/pictures" gives ("folder", {"path": "/pictures"}).
+
+    Raises:
+      ValueError: one line that says what is allowed.
+    """
+    name, colon, rest = location.partition(":")
+    if name not in SOURCES and pathlib.Path(location).expanduser().exists():
+        path = pathlib.Path(location).expanduser()
+        kind = "npz" if path.is_dir() and any(path.glob("*.npz")) else "folder" if path.is_dir() else "huggingface"
+        raise ValueError(f"data = {location!r}: must say what kind of data it is; did you mean '{kind}:{location}'?")
+    lookup("data", name, SOURCES)
+    needed = [option for option, default in options(name).items() if default is REQUIRED]
+    if not needed:
+        check("data", location, not colon, f"{name!r} alone; it is stored nowhere")
+        return name, {}
+    check("data", location, bool(rest), f"{name}:{needed[0].upper()}")
+    local = needed[0] == "path" and rest.startswith("~")
+    return name, {needed[0]: str(pathlib.Path(rest).expanduser()) if local else rest}
+
+
+def _parameters(name: str) -> dict[str, inspect.Parameter]:
+    """The keywords that a source takes, its own and those of `open_split`."""
+    known: dict[str, inspect.Parameter] = {}
+    for function in (lookup("data.name", name, SOURCES), splits.open_split):
         parameters = inspect.signature(function).parameters.values()
-        known |= {p.name: p.default is p.empty for p in parameters if p.kind is p.KEYWORD_ONLY}
+        known |= {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break  # takes no options of open_split
     return known
+
+
+def _kinds(parameter: inspect.Parameter) -> tuple[type, ...]:
+    """The types that an option's annotation allows."""
+    return typing.get_args(parameter.annotation) or (parameter.annotation,)
+
+
+def _check_known(name: str, option: str) -> None:
+    known = _parameters(name)
+    if option not in known:
+        listing = ", ".join(known) or "no options"
+        raise ValueError(f"data.options.{option}: {name} takes {listing}{nearest(option, known)}")

@@ -4,13 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from robust_vit.data import splits
+from robust_vit.data import catalogue, splits
 from robust_vit.errors import check
 from robust_vit.typing import Source
 
 COLOURS = np.array(
     [[0.9, 0.2, 0.2], [0.2, 0.75, 0.3], [0.25, 0.4, 0.95], [0.9, 0.8, 0.2], [0.8, 0.3, 0.85], [0.2, 0.8, 0.85]],
 )
+COLOUR_NAMES = ("red", "green", "blue", "yellow", "purple", "cyan")
 
 # Signed "distance" of a point (u, v) to a shape of radius one, u to the right and v down: inside where negative.
 SHAPES = {
@@ -50,13 +51,26 @@ class Shapes:
         check("data.options.size", size, size >= 4, "at least 4")
         check("data.options.examples", examples, examples >= 1, "at least 1")
         self.split, self.size, self.channels, self.num_classes, self.seed = split, size, channels, classes, seed
+        self.class_names = tuple(_name(label, classes) for label in range(classes))
         self.examples = examples if split == "train" else max(classes, examples // 5)
 
     def __len__(self) -> int:
         return self.examples
 
+    @property
+    def labels(self) -> np.ndarray:
+        return np.arange(self.examples) % self.num_classes
+
+    @property
+    def origin(self) -> str:
+        return f"rendered for {self.split} from seed {self.seed}"
+
     def identify(self, index: int) -> str:
         return f"synthetic {self.split}[{index}]"
+
+    def index_digest(self, indices: np.ndarray | None = None) -> str:
+        options = (self.split, self.size, self.channels, self.num_classes, self.seed, self.examples)
+        return catalogue.sha256(options, indices)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < self.examples:
@@ -74,3 +88,9 @@ class Shapes:
         background = rng.uniform(0, 0.25) + 0.06 * rng.standard_normal((self.size, self.size, self.channels))
         image = cover * ink + (1 - cover) * background
         return {"image": np.round(255 * np.clip(image, 0, 1)).astype(np.uint8), "label": label}
+
+
+def _name(label: int, classes: int) -> str:
+    """What a label looks like: "disc", and where colour decides too "red disc"."""
+    shape = list(SHAPES)[label % len(SHAPES)]
+    return f"{COLOUR_NAMES[label // len(SHAPES)]} {shape}" if classes > len(SHAPES) else shape

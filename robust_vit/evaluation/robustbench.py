@@ -124,7 +124,7 @@ class Subset:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         name = self.files[index]
-        image = host.load(host.decode((self.folder / name).read_bytes()).convert("RGB"))
+        image = host.load(host.decode((self.folder / name).read_bytes(), orientation=False).convert("RGB"))
         return {"image": host.as_array(self.transform(image, None), 3), "label": self.label_of[name.split("/")[0]]}
 
     def identify(self, index: int) -> str:

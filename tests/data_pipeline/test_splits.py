@@ -5,7 +5,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from robust_vit.data import arrays, sources, splits
+from robust_vit.data import arrays, catalogue, sources, splits
 
 
 def numbered(count, name="numbers"):
@@ -69,7 +69,7 @@ def test_carved_parts_are_the_training_part_and_disjoint(count, fraction):
 def test_parts_that_are_stored_decide_what_is_carved(stored, expected):
     for split, (name, size) in expected.items():
         source = splits.open_split(split, stored, lambda part: numbered(100, part), validation_examples=10)
-        assert (splits.identify(source, 0).split("[")[0], len(source)) == (name, size)
+        assert (catalogue.identify(source, 0).split("[")[0], len(source)) == (name, size)
 
 
 def test_a_named_part_overrules_and_test_examples_never_select():
@@ -78,8 +78,8 @@ def test_a_named_part_overrules_and_test_examples_never_select():
     opened = {
         split: splits.open_split(split, stored, lambda part: numbered(50, part), **options) for split in splits.SPLITS
     }
-    assert splits.identify(opened["test"], 0).startswith("validation")
-    assert splits.identify(opened["validation"], 0).startswith("train") and len(opened["validation"]) == 7
+    assert catalogue.identify(opened["test"], 0).startswith("validation")
+    assert catalogue.identify(opened["validation"], 0).startswith("train") and len(opened["validation"]) == 7
     assert not set(contents(opened["validation"])) & set(contents(opened["train"]))
 
 

@@ -40,7 +40,7 @@ def imagenet(tmp_path):
 
 def test_folder_numbers_sorted_classes_and_tells_its_files(imagenet):
     train = sources.build("folder", "train", path=str(imagenet), validation_examples=1).source
-    assert (train.num_classes, len(train), train.classes) == (3, 18, ["n01", "n02", "n10"])
+    assert (train.num_classes, len(train), train.class_names) == (3, 18, ("n01", "n02", "n10"))
     assert train.identify(0) == str(imagenet / "train/n01/n01_0.JPEG")
     assert [train[i]["label"] for i in (0, 6, 17)] == [0, 1, 2]
     assert train[5]["image"] == (imagenet / "train/n01/n01_5.webp").read_bytes()
