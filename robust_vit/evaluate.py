@@ -26,7 +26,7 @@ from robust_vit.attacks import norms
 from robust_vit.config import ConfigDict
 from robust_vit.data import pipeline, splits
 from robust_vit.errors import check, lookup
-from robust_vit.evaluation import record, suites
+from robust_vit.evaluation import record, suites, tables
 from robust_vit.models.weights import torch_weights
 from robust_vit.training import checkpoint, experiment
 from robust_vit.typing import LogitsFn
@@ -241,7 +241,7 @@ def evaluate() -> dict[str, Any]:
     if batches.bad.count:
         _say(str(batches.bad))
     if parallel.is_main():
-        record.show(result, class_names=context.class_names)
+        tables.show(result, class_names=context.class_names)
         if path is not None:
             _say(f"written to {path}")
     return result

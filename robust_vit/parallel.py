@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from robust_vit.errors import check
+
 DATA = "data"  # the name of the mesh axis that examples are split over
 
 
@@ -26,9 +28,10 @@ def mesh(devices: int | Sequence[jax.Device] | None = None) -> Mesh:
     """Makes a one-axis mesh over the first `devices` devices (all of them by default).
 
     Raises:
-      ValueError: if more devices are asked for than there are.
+      ValueError: if more devices are asked for than there are, or fewer than 0.
     """
     if devices is None or isinstance(devices, int):
+        check("parallel.devices", devices, devices is None or devices >= 0, "a number of devices, or 0 for all")
         available = jax.devices()
         count = len(available) if not devices else devices
         if count > len(available):

@@ -15,10 +15,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from robust_vit import parallel, randomness
+from robust_vit.errors import check
 from robust_vit.evaluation import intervals
-from robust_vit.evaluation.callables import as_logits_fn
+from robust_vit.evaluation.callables import as_logits_fn, check_logits
 from robust_vit.pixels import as_float
 from robust_vit.typing import Array, Attack, Keys, LogitsFn
+
+PROBABILITIES = (
+    "the model returns probabilities where logits are expected: losses see vanishing gradients and the accuracy under "
+    "attack is too high; remove the softmax"
+)
+SOFTMAX_TOLERANCE = 1e-2  # of the sum of probabilities, also of bfloat16
 
 Batch = Mapping[str, Any]  # {"image" [B,H,W,C], "label" [B], "index" [B], "mask" [B]}
 
@@ -34,6 +41,7 @@ class Measurement:
       class_correct: [K] correct ones of each class.
       loss: mean cross-entropy in nats; not a number where some logits were not finite.
       nonfinite: examples with a NaN or an infinity among their logits; they count as wrong.
+      probabilities: examples whose logits are a distribution: none is negative, and they sum to 1.
     """
 
     examples: int
@@ -42,6 +50,7 @@ class Measurement:
     class_correct: np.ndarray
     loss: float
     nonfinite: int
+    probabilities: int = 0
 
     @property
     def accuracy(self) -> float:
@@ -53,8 +62,16 @@ class Measurement:
         """The 95 % Wilson interval of the accuracy."""
         return intervals.wilson(self.correct, self.examples)
 
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the figure must know."""
+        softmax = self.examples and self.probabilities == self.examples
+        return [PROBABILITIES] if softmax else []
+
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form; `per_class` has one {"examples", "correct", "accuracy"} a class, and NaN becomes None."""
+        """The JSON form; `per_class` has one {"examples", "correct", "accuracy"} a class, and NaN becomes None. "notes"
+        is there where there are any.
+        """
         per_class = [
             {"examples": int(n), "correct": int(k), "accuracy": int(k) / int(n) if n else None}
             for n, k in zip(self.class_examples, self.class_correct)
@@ -67,6 +84,7 @@ class Measurement:
             "loss": _number(self.loss),
             "nonfinite": self.nonfinite,
             "per_class": per_class,
+            **({"notes": self.notes} if self.notes else {}),
         }
 
 
@@ -131,20 +149,21 @@ class Measurer:
         self.attack = attack
         self.mesh = parallel.mesh() if mesh is None else mesh
         self.key = parallel.replicate(self.mesh, randomness.as_key(seed))
+        self._classes: dict[Any, int] = {}
         self._count = parallel.compile(self._count_batch, self.mesh, arguments="rrbr", results="r")
 
     def measure(self, logits_fn: LogitsFn, batches: Iterable[Batch], strength: float = 1.0) -> Measurement:
         """Measures every unmasked example of `batches` once.
 
         Args:
-          logits_fn: a pytree callable, so that new weights do not recompile; a plain function works and is compiled
-            with its constants.
+          logits_fn: any callable; a pytree that holds its weights, so that new ones do not recompile, is best.
           batches: this host's slice of each batch: "image", "label", and where present "index" and "mask". A last batch
             that is shorter than the first is padded here.
           strength: in [0,1].
 
         Raises:
-          ValueError: if there is no batch, if labels are outside the model's classes, or if strength is outside [0,1].
+          ValueError: if there is no batch, labels are outside the model's classes, float images or strength outside
+            [0,1], or the function returns no logits [B,K].
         """
         return self.sweep(logits_fn, batches, (strength,))[0]
 
@@ -154,9 +173,11 @@ class Measurer:
             if not 0.0 <= strength <= 1.0:
                 raise ValueError(f"strength = {strength}: must lie in [0, 1]")
         logits_fn = jax.device_put(as_logits_fn(logits_fn), parallel.replicated(self.mesh))
+        structure = jax.tree.structure(logits_fn)
         totals: list[Any] = [None] * len(strengths)
         pending: tuple[int, Any] | None = None  # one batch in flight: the host prepares the next while devices work
         for batch in padded(batches, self._multiple()):
+            check_batch(batch, self._classes_of(logits_fn, structure, batch["image"].shape))
             placed = parallel.global_batch(self.mesh, batch)
             for i, strength in enumerate(strengths):
                 launched = (i, self._count(self.key, logits_fn, placed, np.float32(strength)))
@@ -166,6 +187,12 @@ class Measurer:
         if pending is None:
             raise ValueError("batches: there is nothing to measure, the iterable gave no batch")
         return [_measurement(total) for total in totals]
+
+    def _classes_of(self, logits_fn: LogitsFn, structure: Any, shape: tuple[int, ...]) -> int:
+        """How many classes the model tells apart, looked up once for each model and shape of batch."""
+        if (structure, shape) not in self._classes:
+            self._classes[structure, shape] = check_logits(logits_fn, shape[1:], max(2, shape[0]))
+        return self._classes[structure, shape]
 
     def _multiple(self) -> int:
         """This host's share of a batch must be a multiple of this host's devices on the mesh."""
@@ -184,7 +211,34 @@ class Measurer:
             "class_correct": jnp.sum(one_hot & result["correct"][:, None], axis=0),
             "loss": jnp.sum(jnp.where(mask, result["loss"], 0.0)),
             "nonfinite": jnp.sum(~result["finite"] & mask),
+            "probabilities": jnp.sum(_is_distribution(result["logits"]) & mask),
         }
+
+
+def _is_distribution(logits: Array) -> Array:
+    """[B] bool: whether a row of logits [B,K] looks like the output of a softmax."""
+    return (logits.min(-1) >= 0) & (jnp.abs(logits.sum(-1) - 1) < SOFTMAX_TOLERANCE)
+
+
+def check_batch(batch: Batch, classes: int) -> None:
+    """Looks at a batch on the host, where its values are known; masked examples may hold anything.
+
+    Args:
+      batch: from `padded`.
+      classes: of the model.
+
+    Raises:
+      ValueError: for labels outside [0, classes), or float images outside [0,1] or not finite.
+    """
+    mask = batch["mask"]
+    labels, images = batch["label"][mask], batch["image"]
+    outside = (labels < 0) | (labels >= classes)
+    if outside.any():
+        count, first = int(outside.sum()), int(labels[outside][0])
+        raise ValueError(f"label = {first}: {count} of {len(labels)} examples are outside the {classes} classes")
+    if images.dtype.kind not in "iu" and mask.any():
+        low, high = float(images[mask].min()), float(images[mask].max())  # NaN if there is one
+        check("images", [low, high], low >= 0 and high <= 1, "floats in [0, 1] (uint8 is divided by 255)")
 
 
 def padded(batches: Iterable[Batch], multiple: int = 1) -> Iterator[dict[str, np.ndarray]]:
@@ -205,7 +259,7 @@ def padded(batches: Iterable[Batch], multiple: int = 1) -> Iterator[dict[str, np
         whole = {
             "image": np.asarray(batch["image"]),
             "label": labels,
-            "index": np.asarray(batch.get("index", np.arange(seen, seen + count)), np.int32),
+            "index": randomness.indices(batch.get("index", np.arange(seen, seen + count))),
             "mask": np.asarray(batch.get("mask", np.ones(count)), bool),
         }
         seen += count
@@ -236,6 +290,7 @@ def _measurement(total: dict[str, np.ndarray]) -> Measurement:
         class_correct=total["class_correct"],
         loss=float(total["loss"]) / examples if examples else float("nan"),
         nonfinite=int(total["nonfinite"]),
+        probabilities=int(total["probabilities"]),
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from robust_vit import attacks, models, parallel, randomness
 from robust_vit.analysis import plots
-from robust_vit.evaluation import record, suites
+from robust_vit.evaluation import record, suites, tables
 from robust_vit.pixels import as_float
 from robust_vit.training import checkpoint
 from robust_vit.training.experiment import Experiment, evaluation_batches
@@ -34,7 +34,7 @@ def finish(experiment: Experiment, workdir: pathlib.Path) -> dict[str, Any]:
     else:
         result = record.read(path)
     if parallel.is_main():
-        record.show(result, class_names=context.class_names)
+        tables.show(result, class_names=context.class_names)
         draw(context, workdir, result)
     return result
 

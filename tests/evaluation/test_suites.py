@@ -12,7 +12,7 @@ import pytest
 import rich.console
 
 from robust_vit import attacks
-from robust_vit.evaluation import Measurer, record, suites
+from robust_vit.evaluation import Measurer, record, suites, tables
 
 EXAMPLES, CLASSES, EPSILON = 30, 2, 0.1
 
@@ -188,7 +188,7 @@ def test_files_are_written_whole_and_damaged_ones_left_alone(tmp_path):
 
 def printed(result, **keywords):
     to = rich.console.Console(width=120, record=True, file=open("/dev/null", "w"))
-    record.show(result, to, **keywords)
+    tables.show(result, to, **keywords)
     return to.export_text()
 
 

@@ -1,6 +1,6 @@
 """Is this robustness real? A report on masked gradients: `report` runs it, `findings` says what each sign means."""
 
 from robust_vit.evaluation.masking import findings
-from robust_vit.evaluation.masking.report import Report, details, report, suite
+from robust_vit.evaluation.masking.report import Report, report
 
-__all__ = ["Report", "details", "findings", "report", "suite"]
+__all__ = ["Report", "findings", "report"]

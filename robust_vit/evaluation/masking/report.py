@@ -14,24 +14,18 @@ Reference: Athalye et al. 2018, https://arxiv.org/abs/1802.00420; Carlini et al.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rich.table
-import rich.text
 
 from robust_vit import errors
 from robust_vit.attacks import norms
 from robust_vit.evaluation.callables import as_logits_fn
 from robust_vit.evaluation.masking import checks, findings, probes
 from robust_vit.evaluation.masking.findings import Finding
-from robust_vit.pixels import as_float
 from robust_vit.typing import Array, LogitsFn
-
-SUITE_POINTS = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,43 +148,3 @@ def _checked(images: Array, labels: Array, norm: str, epsilon: float, *counts: i
     errors.check("images", f"{images.dtype}{list(images.shape)}", floats, "floats in [0,1] of shape [N,H,W,C]")
     errors.check("labels", list(labels.shape), labels.shape == images.shape[:1], f"of shape [{len(images)}]")
     return images, labels.astype(np.int32)
-
-
-def suite(context: Any) -> dict[str, Any]:
-    """The suite "masking": the report on the first points of the split.
-
-    Options: `masking_points` (how many, 128), `masking_queries` (of the black-box attack, 500).
-    """
-    count = int(context.options.get("masking_points", SUITE_POINTS))
-    images, labels, indices = _first(context.batches(), count)
-    asked = {"norm": context.norm, "epsilon": context.epsilon, "seed": context.seed}
-    queries = int(context.options.get("masking_queries", 500))
-    made = report(context.logits_fn, images, labels, queries=queries, indices=indices, **asked)
-    return made.to_dict()
-
-
-def details(entry: Mapping[str, Any]) -> rich.table.Table:
-    """One row a finding of the suite's entry in result.json; a warning also tells its rule and what to do."""
-    title = f"masking report, {len(entry['warnings'])} warnings, {entry['points']} points"
-    made = rich.table.Table(title=title, title_justify="left")
-    for column in ("verdict", "finding", "seen"):
-        made.add_column(column)
-    for found in entry["findings"]:
-        told = [found["saw"]]
-        if found["verdict"] == findings.WARNING:
-            told += [f"rule: {found['threshold']}", f"do: {found['advice']}"]
-        made.add_row(found["verdict"], found["name"], rich.text.Text("\n".join(told)))
-    return made
-
-
-def _first(batches: Iterable[Mapping[str, Any]], count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The first unmasked examples of a split as images in [0,1], labels, indices."""
-    rows: list[tuple[np.ndarray, ...]] = []
-    for batch in batches:
-        mask = np.asarray(batch["mask"], bool)
-        images = np.asarray(as_float(jnp.asarray(batch["image"])))
-        rows.append((images[mask], np.asarray(batch["label"])[mask], np.asarray(batch["index"])[mask]))
-        if sum(len(labels) for _, labels, _ in rows) >= count:
-            break
-    images, labels, indices = (np.concatenate(parts)[:count] for parts in zip(*rows))
-    return images, labels, indices

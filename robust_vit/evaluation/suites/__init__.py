@@ -2,157 +2,57 @@
 
 A suite's result holds "accuracy", "interval" and "examples" where it has one figure, the threat model in the words
 `norm`, `epsilon`, `steps`, `restarts`, `step_size`, and whatever else it wants to tell, as JSON. A new suite is a
-function and a line in `SUITES`; a table of its own is a function and a line in `record.DETAILS`.
+function in a file here, with its options beside it, and a line in `SUITES`; a table of its own is a function and a line
+in `tables.DETAILS`; what it measures (and not: is told to do) is named in `record.FIGURES`.
 """
 
 import dataclasses
-import functools
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from robust_vit import attacks, errors, parallel
-from robust_vit.evaluation import fingerprint, masking, record
-from robust_vit.evaluation.measure import Batch, Measurement, Measurer, padded
-from robust_vit.evaluation.suites import autoattack as autoattack_suite
-from robust_vit.typing import Attack, LogitsFn, Variables
+from robust_vit import errors, parallel
+from robust_vit.evaluation import callables, measure, record
+from robust_vit.evaluation.suites import autoattack, masking, measured
+from robust_vit.evaluation.suites.context import ADAPTIVE, Context, identify
+from robust_vit.evaluation.suites.options import Option
+from robust_vit.pixels import as_float
 
-# Multiples of epsilon that the sweep visits. It has to end where no model stands: a robustness that survives an epsilon
-# which can turn any image into any other is an artefact of the attack.
-SWEEP = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
-SWEEP_STEPS = 20
+__all__ = ["ADAPTIVE", "OPTIONS", "SUITES", "Context", "evaluate", "identify", "parse", "read_options", "run_suites"]
 
+Suite = Callable[[Context], dict[str, Any]]
 
-@dataclasses.dataclass
-class Context:
-    """What suites measure, and how.
-
-    Attributes:
-      logits_fn: the classifier, a pytree that carries its weights.
-      batches: gives the whole split anew at each call, as this host's slices of masked batches.
-      norm: "linf", "l2" or "l1".
-      epsilon: radius of the ball, a fraction of the [0,1] pixel range.
-      steps: of PGD.
-      restarts: of PGD.
-      step_size: of PGD; None takes 2.5 epsilon / steps (Madry et al.), so that the walk can cross the ball.
-      seed: of the attacks' random starts.
-      mesh: devices; all by default.
-      module, variables: the model behind `logits_fn`, where there is one.
-      workdir: where a suite may keep files of its own (ledgers, images); None keeps nothing.
-      class_names: for tables and pictures.
-      options: what single suites take besides; each documents its own, and an unknown one is an error at the command.
-      say: takes one line of progress.
-    """
-
-    logits_fn: LogitsFn
-    batches: Callable[[], Iterable[Batch]]
-    norm: str
-    epsilon: float
-    steps: int = 50
-    restarts: int = 5
-    step_size: float | None = None
-    seed: int = 0
-    mesh: Mesh | None = None
-    module: Any = None
-    variables: Variables | None = None
-    workdir: pathlib.Path | None = None
-    class_names: Sequence[str] | None = None
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    say: Callable[[str], None] = lambda line: None
-
-    def step_size_for(self, epsilon: float, steps: int) -> float:
-        """The step size of a PGD of so many steps in a ball of so large a radius."""
-        scale = epsilon / self.epsilon if self.epsilon else 1.0
-        return 2.5 * epsilon / steps if self.step_size is None else self.step_size * scale
-
-    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The split in memory, without padding: images [N,H,W,C] as stored, labels [N], dataset indices [N]."""
-        parts = [{k: v[b["mask"]] for k, v in b.items()} for b in padded(self.batches())]
-        return tuple(np.concatenate([part[name] for part in parts]) for name in ("image", "label", "index"))
-
-    def measurer(self, attack: Any = None) -> Measurer:
-        """A Measurer on this context's devices and seed."""
-        return Measurer(attack, self.mesh, self.seed)
-
-
-def clean(context: Context) -> dict[str, Any]:
-    """Accuracy without an adversary."""
-    return context.measurer().measure(context.logits_fn, context.batches()).to_dict()
-
-
-def fgsm(context: Context) -> dict[str, Any]:
-    """Accuracy after one full step from the image itself: weak, and told beside PGD because a large gap says much."""
-    settings = {"norm": context.norm, "epsilon": context.epsilon}
-    return _under(context, attacks.fgsm, settings)
-
-
-def pgd(context: Context) -> dict[str, Any]:
-    """Accuracy under PGD with random starts: an example stands only if it stands every restart."""
-    settings = {
-        "norm": context.norm,
-        "epsilon": context.epsilon,
-        "steps": context.steps,
-        "restarts": context.restarts,
-        "step_size": context.step_size_for(context.epsilon, context.steps),
-    }
-    return _under(context, functools.partial(attacks.pgd, keep="success"), settings)
-
-
-def sweep(context: Context) -> dict[str, Any]:
-    """Accuracy against epsilon from 0 to four times the threat model's, with one compiled PGD of traced strength.
-
-    Options: `sweep_steps`, `sweep_epsilons` (a sequence of radii).
-    """
-    steps = int(context.options.get("sweep_steps", SWEEP_STEPS))
-    # No Linf ball is larger than the whole box; the other norms have no such bound.
-    cap = 1.0 if context.norm == "linf" else float("inf")
-    default = sorted({min(multiple * context.epsilon, cap) for multiple in SWEEP})
-    epsilons = [float(e) for e in context.options.get("sweep_epsilons", default)]
-    largest = max(epsilons)
-    errors.check("sweep_epsilons", epsilons, min(epsilons) >= 0, "at least 0")
-    settings = {"norm": context.norm, "epsilon": largest, "steps": steps, "restarts": 1}
-    settings["step_size"] = context.step_size_for(largest, steps) if context.step_size is None else context.step_size
-    measurer = context.measurer(attacks.pgd(**settings, keep="success") if largest else None)
-    measured = measurer.sweep(context.logits_fn, context.batches(), [e / (largest or 1.0) for e in epsilons])
-    curve = [{"epsilon": e, **_point(m)} for e, m in zip(epsilons, measured)]
-    told = {"threat_epsilon": context.epsilon, "reaches_zero": measured[-1].correct == 0}
-    return settings | {"epsilons": epsilons, "curve": curve} | told
-
-
-# The suites by name. Others import their function and add one line.
-SUITES: dict[str, Callable[[Context], dict[str, Any]]] = {
-    "clean": clean,
-    "fgsm": fgsm,
-    "pgd": pgd,
-    "sweep": sweep,
-    "quick": autoattack_suite.quick,
-    "autoattack": autoattack_suite.full,
+SUITES: dict[str, Suite] = {
+    "clean": measured.clean,
+    "fgsm": measured.fgsm,
+    "pgd": measured.pgd,
+    "sweep": measured.sweep,
+    "quick": autoattack.quick,
+    "autoattack": autoattack.full,
     "masking": masking.suite,
 }
 
+# What single suites take besides.
+OPTIONS: dict[str, Option] = {**measured.OPTIONS, **autoattack.OPTIONS, **masking.OPTIONS}
 
-def _floats(text: str) -> list[float]:
-    return [float(part) for part in text.split("/")]
-
-
-# What single suites take besides, and how it is read from the command line: a name, and a function of the text.
-OPTIONS: dict[str, Callable[[str], Any]] = {
-    "sweep_steps": int,
-    "sweep_epsilons": _floats,  # 0/0.05/0.1
-    "autoattack_version": str,
-    "autoattack_points": int,
-    "autoattack_budget": float,
-    "autoattack_batch_size": int,
-    "autoattack_tile": int,
-    "autoattack_dtype": str,
-    "masking_points": int,
-    "masking_queries": int,
+# What is asked of the context before anything compiles.
+CHECKS: dict[str, Callable[[Context], None]] = {
+    "quick": autoattack.check_threat,
+    "autoattack": autoattack.check,
+    "masking": masking.check,
 }
+
+# Suites that need no gradient (in this context), and so measure any NumPy function.
+GRADIENT_FREE: dict[str, Callable[[Context], bool]] = {
+    "clean": lambda context: True,
+    "autoattack": autoattack.gradient_free,
+}
+
+# Suites whose attacks differentiate another form of the classifier where `Context.adaptive` asks for it.
+ADAPTED = ("fgsm", "pgd", "sweep", "quick", "autoattack")
 
 
 def read_options(words: Iterable[str]) -> dict[str, Any]:
@@ -161,15 +61,16 @@ def read_options(words: Iterable[str]) -> dict[str, Any]:
     Raises:
       ValueError: for an unknown name, with the nearest known one, or a value that is not of its kind.
     """
-    options = {}
-    for word in words:
-        name, _, text = word.partition("=")
-        read = errors.lookup("option", name, OPTIONS)
-        try:
-            options[name] = read(text)
-        except ValueError as error:
-            raise ValueError(f"option {name} = {text!r}: cannot be read ({error})") from None
-    return options
+    return checked_options({name: text for name, _, text in (word.partition("=") for word in words)})
+
+
+def checked_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Reads options, texts or values.
+
+    Raises:
+      ValueError: as `read_options`.
+    """
+    return {name: errors.lookup("option", name, OPTIONS)(name, value) for name, value in given.items()}
 
 
 def parse(names: str | Iterable[str]) -> list[str]:
@@ -185,6 +86,42 @@ def parse(names: str | Iterable[str]) -> list[str]:
     return names
 
 
+def checked(names: Iterable[str], context: Context) -> Context:
+    """The context as suites take it, after everything that can be told before something compiles.
+
+    The classifier becomes a pytree; one that JAX cannot trace is called on the host, if no suite needs its gradient.
+
+    Raises:
+      ValueError: in one line, for options, a threat model, images, labels or logits that the suites cannot measure.
+    """
+    context = dataclasses.replace(context, options=checked_options(context.options))
+    for name in names:
+        CHECKS.get(name, lambda context: None)(context)
+    first = next(measure.padded(context.batches()), None)
+    errors.check("batches", "empty", first is not None, "at least one batch: there is nothing to measure")
+    shape, batch = first["image"].shape[1:], max(2, len(first["label"]))
+    free = all(name in GRADIENT_FREE and GRADIENT_FREE[name](context) for name in names)
+    if free and not context.adaptive and not callables.is_traceable(context.logits_fn, shape, batch):
+        context.logits_fn = _hosted(context, first)
+    classes = callables.check_logits(context.logits_fn, shape, batch, context.num_classes)
+    measure.check_batch(first, classes)
+    return context
+
+
+def _hosted(context: Context, batch: Mapping[str, np.ndarray]) -> Any:
+    """A NumPy function as a classifier; how many classes it has is known by calling it once."""
+    function, images = context.logits_fn, as_float(batch["image"])
+    try:
+        logits = np.asarray(function(images))
+    except Exception as error:  # of the user's function, or of a JAX function that is wrong in itself
+        callables.check_logits(function, images.shape[1:], len(images))
+        raise ValueError(f"logits_fn: fails on images of NumPy with {type(error).__name__}: {error}") from error
+    errors.check("logits.shape", logits.shape, logits.ndim == 2, f"({len(images)}, K), one row an image")
+    callables.check_array(logits, (len(images), logits.shape[1]))
+    context.say("logits_fn is not traceable by JAX: it is called on the host, and no attack may ask for its gradient")
+    return callables.on_host(function, logits.shape[1])
+
+
 def run_suites(
     names: str | Iterable[str], context: Context, done: Callable[[str, dict[str, Any]], None] | None = None
 ) -> dict[str, dict[str, Any]]:
@@ -196,14 +133,23 @@ def run_suites(
       done: called with each suite's name and entry as soon as it is known, so that a kill loses one suite at most.
 
     Returns:
-      {name: entry}; each entry also says under "measured" when, how long, by which command and on what it ran.
+      {name: entry}; each entry also says under "measured" when, how long, by which command and on what it ran. With
+      `context.adaptive`, suites that attack are named "pgd:straight_through", so that they never pose as plain ones.
     """
+    names = parse(names)
+    return _run(names, checked(names, context), done)
+
+
+def _run(names: list[str], context: Context, done: Callable[[str, dict[str, Any]], None] | None) -> dict[str, Any]:
     results: dict[str, dict[str, Any]] = {}
-    for name in parse(names):
+    for name in names:
         start = time.perf_counter()
         entry = SUITES[name](context)
         seconds = time.perf_counter() - start
-        results[name] = entry | {"seed": context.seed, "measured": record.stamp(seconds)}
+        entry = entry | {"seed": context.seed, "measured": record.stamp(seconds)}
+        if context.adaptive and name in ADAPTED:
+            name, entry = f"{name}:{context.adaptive}", entry | {"adaptive": context.adaptive}
+        results[name] = entry
         figure = "" if entry.get("accuracy") is None else f"accuracy {entry['accuracy']:.2%}, "
         context.say(f"{name}: {figure}{seconds:.1f} s")
         if done is not None:
@@ -235,9 +181,8 @@ def evaluate(
     """
     names = parse(names)
     known = record.read(path) if path else {}
-    first = next(iter(context.batches()))
-    hashed = identify(context.logits_fn, first["image"].shape[1:])
-    head = {"weights": {"step": step, "hash": hashed, **weights}, "split": split, **record.environment()}
+    context = checked(names, context)
+    head = record.head({"step": step, "hash": context.fingerprint, **weights}, split, context.class_names)
 
     def keep(name: str, entry: dict[str, Any]) -> None:
         nonlocal known
@@ -245,21 +190,5 @@ def evaluate(
         if path and parallel.is_main():
             record.write(path, known)
 
-    run_suites(names, context, keep)
+    _run(names, context, keep)
     return known
-
-
-def identify(logits_fn: LogitsFn, image_shape: Sequence[int]) -> str:
-    """The hash of a classifier: of its weights and of what it computes with them."""
-    return fingerprint.identify(logits_fn, jax.ShapeDtypeStruct((1, *image_shape), "float32"))
-
-
-def _under(context: Context, factory: Callable[..., Attack], settings: dict[str, Any]) -> dict[str, Any]:
-    """Accuracy under an attack, with its settings; a ball of radius 0 needs none, and has no step size to give it."""
-    attack = factory(**settings) if context.epsilon else None
-    return context.measurer(attack).measure(context.logits_fn, context.batches()).to_dict() | settings
-
-
-def _point(measured: Measurement) -> dict[str, Any]:
-    keep = ("accuracy", "interval", "examples", "correct", "nonfinite")
-    return {k: v for k, v in measured.to_dict().items() if k in keep}

@@ -1,8 +1,7 @@
 """The suites "autoattack" and "quick" of the command line: an evaluation of a split, kept in the run folder.
 
-Options: `autoattack_version` ("standard", ... or names joined by "+"), `autoattack_points` (the first so many; all by
-default), `autoattack_budget`, `autoattack_batch_size`, `autoattack_tile`, `autoattack_dtype` ("bfloat16" attacks in
-that precision and verifies in float32).
+Beside the entry in `result.json` there is a ledger, by which a killed evaluation goes on; on demand the adversarial
+images, and the entry in the form of RobustBench's leaderboard.
 """
 
 import json
@@ -13,41 +12,78 @@ from typing import Any
 import jax
 import numpy as np
 
-from robust_vit import models, parallel
-from robust_vit.evaluation import fingerprint
+from robust_vit import errors, models, parallel
+from robust_vit.evaluation.autoattack import arguments, ensembles, runs
 from robust_vit.evaluation.autoattack.driver import RESULT, autoattack
 from robust_vit.evaluation.autoattack.quick import gap
 from robust_vit.evaluation.autoattack.results import Result
+from robust_vit.evaluation.suites import leaderboard, options
+from robust_vit.evaluation.suites.context import Context
 from robust_vit.models.parts import forms
 from robust_vit.typing import LogitsFn
 
 FOLDER = "autoattack"
+IMAGES = "adversarial.npz"
 # Option of the command line -> keyword of `autoattack`.
 KEYWORDS = {"budget": "budget", "batch_size": "batch_size", "tile": "tile", "dtype": "compute_dtype"}
 
+OPTIONS = {
+    "autoattack_version": options.text(
+        "Which attacks; standard by default, square for a model without gradients.",
+        f"one of {', '.join(ensembles.VERSIONS)}, or of {', '.join(ensembles.CODES)}, joined by +",
+    ),
+    "autoattack_points": options.whole("The first so many points; all by default."),
+    "autoattack_budget": options.positive("Multiplies steps and queries, for a quick upper bound; 1 by default."),
+    "autoattack_batch_size": options.whole("Points in play at once; changes no result."),
+    "autoattack_tile": options.whole("Examples in a compiled call: what memory allows."),
+    "autoattack_dtype": options.choice(
+        "Precision to attack in; every claim is verified in float32, the default.", arguments.DTYPES
+    ),
+    "autoattack_images": options.flag(f"Whether to keep the adversarial images, as {IMAGES} beside the ledger."),
+    **leaderboard.OPTIONS,
+}
 
-def full(context: Any) -> dict[str, Any]:
+
+def full(context: Context) -> dict[str, Any]:
     """Accuracy under AutoAttack: the pointwise worst case, every claim verified in float32, resumable."""
-    version = context.options.get("autoattack_version", "standard")
-    return _run(context, version.split("+") if "+" in version else version)
+    return _run(context, version(context))
 
 
-def quick(context: Any) -> dict[str, Any]:
-    """An upper bound on it from 22 gradients a point, for use in training; says the gap where the full suite was
-    run.
-    """
+def quick(context: Context) -> dict[str, Any]:
+    """An upper bound on AutoAttack's accuracy from 22 gradients a point; says the gap where the full one was run."""
     return _run(context, "quick")
 
 
-def _run(context: Any, version: str | list[str]) -> dict[str, Any]:
-    options = {word: context.options.get(f"autoattack_{name}") for name, word in KEYWORDS.items()}
-    images, labels, indices = context.arrays()
-    count = context.options.get("autoattack_points") or len(labels)
-    images, labels, indices = images[:count], labels[:count], indices[:count]
+def version(context: Context) -> str | list[str]:
+    """The version asked for: a name, or a list of attacks."""
+    name = context.options.get("autoattack_version", "standard")
+    return name if name in ensembles.VERSIONS else name.split("+")
+
+
+def check_threat(context: Context) -> None:
+    """Raises ValueError, before anything compiles, where there is nothing to attack in."""
+    errors.check("epsilon", context.epsilon, context.epsilon > 0, "above 0 for AutoAttack")
+
+
+def check(context: Context) -> None:
+    """Raises ValueError, before anything compiles, if the suite cannot be run in this context."""
+    check_threat(context)
+    ensembles.parts(version(context), context.norm, context.options.get("autoattack_budget", 1.0), None)
+    leaderboard.check(context, version(context))
+
+
+def gradient_free(context: Context) -> bool:
+    """True if every attack asked for needs forward passes only."""
+    return all(runs.gradient_free(part) for part in ensembles.parts(version(context), context.norm, 1.0, None))
+
+
+def _run(context: Context, version: str | list[str]) -> dict[str, Any]:
+    chosen = {word: context.options.get(f"autoattack_{name}") for name, word in KEYWORDS.items()}
+    images, labels, indices = context.first(context.options.get("autoattack_points"))
     devices = context.mesh or (parallel.mesh() if jax.device_count() > 1 else None)
-    folder = _folder(context, version, images)
+    folder = _folder(context, version, len(labels))
     result = autoattack(
-        _quick_to_compile(context),
+        context.differentiated(_quick_to_compile(context)),
         images,
         labels,
         norm=context.norm,
@@ -58,34 +94,48 @@ def _run(context: Any, version: str | list[str]) -> dict[str, Any]:
         indices=indices,
         mesh=devices,
         on_event=lambda event: _tell(context, event),
-        **{word: value for word, value in options.items() if value is not None},
+        **{word: value for word, value in chosen.items() if value is not None},
     )
     for line in [*result.table().splitlines(), *_gaps(folder, result)]:
         context.say(line)
-    return _entry(result, folder)
+    return _entry(context, result, folder) | _files(context, result, labels, folder)
 
 
-def _quick_to_compile(context: Any) -> LogitsFn:
+def _files(context: Context, result: Result, labels: np.ndarray, folder: pathlib.Path | None) -> dict[str, Any]:
+    """Writes what was asked for beside the ledger, and says where."""
+    written = {}
+    if context.options.get("autoattack_images") and folder is not None:
+        from robust_vit.evaluation import robustbench  # with its image decoders, which an evaluation does not need
+
+        robustbench.save_adversarial(folder / IMAGES, result, labels)
+        written["images"] = str(folder / IMAGES)
+    if (path := leaderboard.write(context, result)) is not None:
+        written["robustbench"] = str(path)
+    for path in written.values():
+        context.say(f"written to {path}")
+    return written
+
+
+def _quick_to_compile(context: Context) -> LogitsFn:
     """The classifier with its blocks scanned, where there is a model behind it: an ensemble compiles it many times."""
     if context.module is None:
         return context.logits_fn
     return models.logits_fn(*forms.scanned(context.module, context.variables))
 
 
-def _folder(context: Any, version: str | list[str], images: np.ndarray) -> pathlib.Path | None:
+def _folder(context: Context, version: str | list[str], points: int) -> pathlib.Path | None:
     """Where the ledger lies: one folder for each model, threat, version and number of points, so that newer weights
     start a new one.
     """
     if context.workdir is None:
         return None
-    shape = jax.ShapeDtypeStruct((1, *images.shape[1:]), np.float32)
-    model = fingerprint.identify(context.logits_fn, shape)[:12]
     name = version if isinstance(version, str) else "+".join(version)
+    name = "-".join([name, *([context.adaptive] if context.adaptive else []), str(points)])
     threat = f"{context.norm}-{context.epsilon:.6g}"
-    return pathlib.Path(context.workdir) / FOLDER / f"{model}-{threat}" / f"{name}-{len(images)}"
+    return pathlib.Path(context.workdir) / FOLDER / f"{context.fingerprint[:12]}-{threat}" / name
 
 
-def _tell(context: Any, event: Mapping[str, Any]) -> None:
+def _tell(context: Context, event: Mapping[str, Any]) -> None:
     if event["event"] == "attack_done":
         context.say(f"{event['attack']}: broke {event['broken']} of {event['points']} in {event['seconds']:.1f} s")
 
@@ -102,9 +152,10 @@ def _gaps(folder: pathlib.Path | None, result: Result) -> list[str]:
     return lines
 
 
-def _entry(result: Result, folder: pathlib.Path | None) -> dict[str, Any]:
+def _entry(context: Context, result: Result, folder: pathlib.Path | None) -> dict[str, Any]:
     """The suite's part of result.json: everything but the points, which are in the ledger."""
-    told = result.to_dict()
-    del told["points"]
+    found = result.to_dict()
+    del found["points"]
     named = {"accuracy": result.robust_accuracy, "interval": list(result.robust_interval)}
-    return named | told | {"ledger": str(folder) if folder else None}
+    asked = {name: value for name, value in context.options.items() if name.startswith("autoattack_")}
+    return named | found | {"options": asked, "ledger": str(folder) if folder else None}
