@@ -168,7 +168,7 @@ def _map(file: BinaryIO, entry: zipfile.ZipInfo, field: str) -> np.ndarray:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
-    except ValueError as error:
+    except Exception as error:  # NumPy reads it as a Python literal: ValueError, SyntaxError, TokenError, ...
         raise ValueError(f"{field}: no array header ({' '.join(str(error).split())}); the file is damaged") from None
     check(field, str(dtype), dtype.kind in "biufc", "plain numbers: uint8 images, integer labels")
     held = entry.file_size - (file.tell() - start)
