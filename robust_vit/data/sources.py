@@ -129,7 +129,7 @@ def parse_location(location: str) -> tuple[str, dict[str, Any]]:
       ValueError: one line that says what is allowed.
     """
     name, colon, rest = location.partition(":")
-    if name not in SOURCES and pathlib.Path(location).expanduser().exists():
+    if location and name not in SOURCES and pathlib.Path(location).expanduser().exists():
         path = pathlib.Path(location).expanduser()
         kind = "npz" if path.is_dir() and any(path.glob("*.npz")) else "folder" if path.is_dir() else "huggingface"
         raise ValueError(f"data = {location!r}: must say what kind of data it is; did you mean '{kind}:{location}'?")

@@ -52,6 +52,7 @@ class Shapes:
         check("data.options.examples", examples, examples >= 1, "at least 1")
         self.split, self.size, self.channels, self.num_classes, self.seed = split, size, channels, classes, seed
         self.class_names = tuple(_name(label, classes) for label in range(classes))
+        self.origin = f"rendered for {split} from seed {seed}"
         self.examples = examples if split == "train" else max(classes, examples // 5)
 
     def __len__(self) -> int:
@@ -60,10 +61,6 @@ class Shapes:
     @property
     def labels(self) -> np.ndarray:
         return np.arange(self.examples) % self.num_classes
-
-    @property
-    def origin(self) -> str:
-        return f"rendered for {self.split} from seed {self.seed}"
 
     def identify(self, index: int) -> str:
         return f"synthetic {self.split}[{index}]"
