@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": ("robust_vit.evaluate", "measure a run, converted weights or your own classifier"),
     "convert": ("robust_vit.convert", "weights from PyTorch checkpoints, and back"),
     "models": ("robust_vit.models.__main__", "list the architectures with parameters and multiply-adds"),
+    "compare": ("robust_vit.compare", "runs side by side, with the paired difference"),
     "doctor": ("robust_vit.doctor", "is this installation fit to compute? versions, devices, numerical checks"),
 }
 HELP = ("-h", "-help", "--help", "--helpfull")
@@ -62,8 +63,16 @@ def wants_help(arguments: Sequence[str]) -> bool:
     return bool(set(HELP) & set(arguments[1:]))
 
 
-def parse(values: Any, arguments: Sequence[str]) -> None:
+def parse(values: Any, arguments: Sequence[str], positional: bool = False) -> list[str]:
     """Reads a command line into absl's flag values.
+
+    Args:
+      values: the command's own `flags.FlagValues`.
+      arguments: program name first.
+      positional: whether arguments that are no flags are allowed.
+
+    Returns:
+      The arguments that are no flags.
 
     Raises:
       ValueError: for a flag that does not exist, with the nearest that does, or a bad value.
@@ -75,8 +84,9 @@ def parse(values: Any, arguments: Sequence[str]) -> None:
         rest = values(arguments)[1:]
     except flags.Error as error:
         raise ValueError(" ".join(str(error).split())) from None
-    if rest:
+    if rest and not positional:
         raise ValueError(f"{rest[0]!r}: is no flag; --help lists them")
+    return rest
 
 
 def run(function: Main, arguments: Sequence[str] | None = None) -> Any:

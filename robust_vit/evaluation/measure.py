@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from robust_vit import parallel, randomness
 from robust_vit.errors import check
-from robust_vit.evaluation import intervals
+from robust_vit.evaluation import intervals, pairs
 from robust_vit.evaluation.callables import as_logits_fn, check_logits
 from robust_vit.pixels import as_float
 from robust_vit.typing import Array, Attack, Keys, LogitsFn
@@ -42,6 +42,7 @@ class Measurement:
       loss: mean cross-entropy in nats; not a number where some logits were not finite.
       nonfinite: examples with a NaN or an infinity among their logits; they count as wrong.
       probabilities: examples whose logits are a distribution: none is negative, and they sum to 1.
+      outcomes: {"index" [N], "right" [N] bool}: each example's dataset index, and whether it was classified correctly.
     """
 
     examples: int
@@ -51,6 +52,7 @@ class Measurement:
     loss: float
     nonfinite: int
     probabilities: int = 0
+    outcomes: Mapping[str, np.ndarray] | None = None
 
     @property
     def accuracy(self) -> float:
@@ -84,8 +86,14 @@ class Measurement:
             "loss": _number(self.loss),
             "nonfinite": self.nonfinite,
             "per_class": per_class,
+            **self._packed(),
             **({"notes": self.notes} if self.notes else {}),
         }
+
+    def _packed(self) -> dict[str, Any]:
+        """The outcomes as result.json keeps them, where there are any."""
+        packed = self.outcomes and pairs.pack(self.outcomes["index"], self.outcomes["right"])
+        return {"outcomes": packed} if packed else {}
 
 
 def correct(
@@ -211,6 +219,7 @@ class Measurer:
             "class_correct": jnp.sum(one_hot & result["correct"][:, None], axis=0),
             "loss": jnp.sum(jnp.where(mask, result["loss"], 0.0)),
             "nonfinite": jnp.sum(~result["finite"] & mask),
+            "outcomes": {"index": batch["index"], "right": result["correct"], "mask": mask},  # whole on every host
             "probabilities": jnp.sum(_is_distribution(result["logits"]) & mask),
         }
 
@@ -270,12 +279,19 @@ def padded(batches: Iterable[Batch], multiple: int = 1) -> Iterator[dict[str, np
 
 
 def _collect(totals: list[Any], pending: tuple[int, Any] | None) -> None:
-    """Adds a batch's sums to those of its strength, in int64 and float64."""
+    """Adds a batch's sums to those of its strength, in int64 and float64, and joins the outcomes."""
     if pending is None:
         return
     i, counts = pending
+    outcomes = jax.tree.map(np.asarray, counts.pop("outcomes"))
+    kept = {name: outcomes[name][outcomes["mask"]] for name in ("index", "right")}
     counts = jax.tree.map(lambda x: np.asarray(x, np.float64 if x.dtype == jnp.float32 else np.int64), counts)
-    totals[i] = counts if totals[i] is None else jax.tree.map(np.add, totals[i], counts)
+    if totals[i] is None:
+        totals[i] = counts | {"outcomes": kept}
+        return
+    earlier = totals[i].pop("outcomes")
+    joined = {name: np.concatenate([earlier[name], kept[name]]) for name in kept}
+    totals[i] = jax.tree.map(np.add, totals[i], counts) | {"outcomes": joined}
 
 
 def _measurement(total: dict[str, np.ndarray]) -> Measurement:
@@ -291,6 +307,7 @@ def _measurement(total: dict[str, np.ndarray]) -> Measurement:
         loss=float(total["loss"]) / examples if examples else float("nan"),
         nonfinite=int(total["nonfinite"]),
         probabilities=int(total["probabilities"]),
+        outcomes=total["outcomes"],
     )
 
 

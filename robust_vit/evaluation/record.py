@@ -26,7 +26,7 @@ RESERVED = ("schema", *IDENTITY, "class_names", *ENVIRONMENT, "previous")
 # What a suite measures. Everything else in its entry is a setting, and so is a word that nobody listed here: when a
 # setting differs, an older result is kept beside the new one instead of being replaced.
 FIGURES = frozenset(
-    "accuracy interval correct loss nonfinite per_class notes measured curve reaches_zero "
+    "accuracy interval correct loss nonfinite per_class outcomes notes measured curve reaches_zero "
     "clean_accuracy clean_interval robust_accuracy robust_interval claimed_robust_accuracy counts seconds rows "
     "verification canary header ledger images robustbench findings warnings ok".split()
 )
@@ -111,7 +111,7 @@ def merge(old: Result, new: Result) -> Result:
             replaced = {**known, **suites_of(new)}.get(name)
             if replaced is None:
                 known[name] = entry
-            elif _settings(entry) != _settings(replaced):
+            elif settings(entry) != settings(replaced):
                 previous.append({**{k: record[k] for k in IDENTITY if k in record}, name: entry})
     merged = {**{k: new[k] for k in RESERVED if k in new and k != "previous"}, **known, **suites_of(new)}
     return merged | ({"previous": previous} if previous else {})
@@ -121,7 +121,8 @@ def _identity(record: Mapping[str, Any]) -> tuple[Any, Any]:
     return record.get("weights", {}).get("hash"), record.get("split")
 
 
-def _settings(entry: Mapping[str, Any]) -> dict[str, Any]:
+def settings(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What an entry was measured under: all of it but what was measured."""
     return {k: v for k, v in entry.items() if k not in FIGURES}
 
 

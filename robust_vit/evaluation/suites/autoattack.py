@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from robust_vit import errors, models, parallel
+from robust_vit.evaluation import pairs
 from robust_vit.evaluation.autoattack import arguments, ensembles, runs
 from robust_vit.evaluation.autoattack.driver import RESULT, autoattack
 from robust_vit.evaluation.autoattack.quick import gap
@@ -156,6 +157,8 @@ def _entry(context: Context, result: Result, folder: pathlib.Path | None) -> dic
     """The suite's part of result.json: everything but the points, which are in the ledger."""
     found = result.to_dict()
     del found["points"]
+    packed = pairs.pack(result.indices, result.robust)
+    found |= {"outcomes": packed} if packed else {}
     named = {"accuracy": result.robust_accuracy, "interval": list(result.robust_interval)}
     asked = {name: value for name, value in context.options.items() if name.startswith("autoattack_")}
     return named | found | {"options": asked, "ledger": str(folder) if folder else None}
