@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from robust_vit.evaluation import masking, record, suites
+from robust_vit.evaluation import masking, suites, tables
 from robust_vit.evaluation.masking import failures, findings
 from robust_vit.evaluation.masking.program import true_gradient
 
@@ -176,7 +176,7 @@ def test_suite_reads_the_first_points_of_the_split(split):
     entry = suites.SUITES["masking"](context)
     assert entry["points"] == 30 and entry["epsilon"] == 0.1
     json.dumps(entry, allow_nan=False)
-    made = record.DETAILS["masking"](entry)
+    made = tables.DETAILS["masking"](entry)
     assert made.row_count == len(entry["findings"])
 
 
