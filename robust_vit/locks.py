@@ -47,7 +47,7 @@ def hold(
     path = pathlib.Path(folder) / NAME
     path.parent.mkdir(parents=True, exist_ok=True)
     mine = _describe()
-    with _alone(path.parent):
+    with alone(path.parent):
         found = _read(path)
         if found is not None:
             note = _judge(path, found, what)
@@ -130,7 +130,7 @@ def _create(path: pathlib.Path, content: dict[str, Any], what: str) -> None:
 
 
 @contextlib.contextmanager
-def _alone(folder: pathlib.Path) -> Iterator[None]:
+def alone(folder: pathlib.Path) -> Iterator[None]:
     """Lets one process of this host after the other through; the system lets go of it when a process dies."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

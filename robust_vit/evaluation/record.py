@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from robust_vit import provenance
+from robust_vit import locks, parallel, provenance
 from robust_vit.errors import check
 
 RESULT = "result.json"
@@ -83,6 +83,24 @@ def read(path: str | os.PathLike[str]) -> Result:
 def write(path: str | os.PathLike[str], result: Result) -> None:
     """Writes a result file in one step: a reader, or a kill, sees the old file or the new one and nothing between."""
     provenance.write_json(path, result, indent=2)
+
+
+def update(path: str | os.PathLike[str] | None, known: Result, new: Result) -> Result:
+    """Merges a new result into a file, one process after the other, and returns what the file then holds.
+
+    Args:
+      path: of result.json; None merges with `known` alone.
+      known: the content that the file had; read anew where there is a file.
+      new: see `merge`.
+    """
+    if path is None:
+        return merge(known, new)
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with locks.alone(pathlib.Path(path).parent):
+        merged = merge(read(path), new)
+        if parallel.is_main():
+            write(path, merged)
+    return merged
 
 
 def suites_of(result: Mapping[str, Any]) -> Result:

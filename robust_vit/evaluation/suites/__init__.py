@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from robust_vit import errors, parallel
+from robust_vit import errors
 from robust_vit.evaluation import callables, measure, record
 from robust_vit.evaluation.suites import autoattack, masking, measured
 from robust_vit.evaluation.suites.context import ADAPTIVE, Context, identify
@@ -186,9 +186,7 @@ def evaluate(
 
     def keep(name: str, entry: dict[str, Any]) -> None:
         nonlocal known
-        known = record.merge(record.read(path) if path else known, head | {name: entry})
-        if path and parallel.is_main():
-            record.write(path, known)
+        known = record.update(path, known, head | {name: entry})
 
     _run(names, context, keep)
     return known
