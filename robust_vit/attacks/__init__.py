@@ -42,6 +42,7 @@ from robust_vit.attacks.autoattack.factories import apgd, fab, square
 from robust_vit.attacks.autoattack.square.search import square_run
 from robust_vit.attacks.fgsm import fgsm
 from robust_vit.attacks.pgd import pgd
+from robust_vit.attacks.straight_through import straight_through
 from robust_vit.typing import Attack
 
 ATTACKS: dict[str, Callable[..., Attack]] = {
@@ -89,4 +90,5 @@ __all__ = [
     "pgd",
     "square",
     "square_run",
+    "straight_through",
 ]

@@ -9,8 +9,6 @@ the defence, and a high robust accuracy says little (Athalye et al. 2018, https:
 """
 
 import dataclasses
-import importlib.util
-import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -18,11 +16,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from robust_vit.evaluation.masking.program import flow
+from robust_vit.program import flow, tracing
 from robust_vit.typing import Array, LogitsFn
 
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "chex")
-OWN = ("robust_vit.models",)  # custom derivatives that our tests compare with the true ones
 ADVICE = {
     "rounding": "its derivative is zero: attack through a differentiable substitute (BPDA), such as the identity",
     "sign": "its derivative is zero: attack through a differentiable substitute (BPDA)",
@@ -38,6 +34,10 @@ ADVICE = {
     "loop_over_image": "a loop carries an image (purification, test-time optimisation): attack through all its steps, "
     "and the model without it",
     "callback": "the program leaves JAX, its derivative is unknown: use black-box attacks, or rewrite it in JAX",
+    "dead_zone": "a threshold on something else puts a constant in a value's place: attack through the identity (BPDA)",
+    "winners_take_all": "only the largest values pass, the rest become a constant: attack through the identity (BPDA)",
+    "hash_gate": "rounded or integer bits of the image choose what passes: attack through the identity (BPDA), and "
+    "count what falls to noise alone",
     "selection": "ranks or indices are used as numbers, their derivative is zero: attack the values that were ranked",
 }
 SELECTION_NOTE = "chooses among differentiable values: the derivative is exact for the chosen, zero for the others"
@@ -88,23 +88,18 @@ def check(logits_fn: LogitsFn, images: Array | jax.ShapeDtypeStruct) -> tuple[It
     Raises:
       ValueError: if the logits do not depend on the images.
     """
-    walk = flow.Walk(images.shape, is_trusted)
-    flows = walk.run(trace(logits_fn, images))
+    walk = flow.Walk(images.shape)
+    flows = walk.run(tracing.trace(logits_fn, images))
     if not any(flow.depends for flow in flows):
         raise ValueError("logits_fn: the logits do not depend on the images")
-    taints = frozenset().union(*(flow.taints for flow in flows)) - walk.stabilisers
+    taints = walk.tainted(flows)
     items = [*_items(taints, "warning"), *_items(walk.selections - taints, "note")]
     return tuple(sorted(items, key=lambda item: (item.severity != "warning", item.kind, item.where)))
 
 
-def trace(logits_fn: LogitsFn, images: Array | jax.ShapeDtypeStruct) -> Any:
-    """Returns the closed jaxpr of `logits_fn`, freshly traced: a kept trace would hold the lines of another caller."""
-    return jax.make_jaxpr(lambda x: logits_fn(x))(jax.ShapeDtypeStruct(images.shape, images.dtype))
-
-
 def precision(logits_fn: LogitsFn, images: Array | jax.ShapeDtypeStruct) -> float:
     """Returns the machine epsilon of the coarsest floating type that the program computes in (bfloat16: 0.0078)."""
-    return max(_epsilons(trace(logits_fn, images).jaxpr))
+    return max(_epsilons(tracing.trace(logits_fn, images).jaxpr))
 
 
 def _epsilons(jaxpr: Any) -> Iterator[float]:
@@ -130,52 +125,18 @@ def _items(origins: Iterable[flow.Origin], severity: str) -> list[Item]:
     ]
 
 
-def _roots(packages: tuple[str, ...]) -> tuple[str, ...]:
-    specs = (importlib.util.find_spec(name) for name in packages)
-    return tuple(f"{place}/" for spec in specs if spec for place in spec.submodule_search_locations or ())
-
-
-_LIBRARY_ROOTS = _roots(LIBRARIES)
-_TRUSTED_ROOTS = _LIBRARY_ROOTS + _roots(OWN)
-
-
-def _source(jaxpr: Any) -> str:
-    """Returns "function at file:line" of the function that was traced into `jaxpr`, or ""."""
-    return str(getattr(getattr(getattr(jaxpr, "jaxpr", jaxpr), "debug_info", None), "func_src_info", "") or "")
-
-
-def is_library(jaxpr: Any) -> bool:
-    """True for a function written in JAX, Flax or Optax: `jax.nn.relu` and its like have honest custom derivatives."""
-    return _source(jaxpr).partition(" at ")[2].startswith(_LIBRARY_ROOTS)
-
-
-def is_trusted(jaxpr: Any) -> bool:
-    """True for a function of a library or of this package's models: its custom derivative is no finding."""
-    return _source(jaxpr).partition(" at ")[2].startswith(_TRUSTED_ROOTS)
-
-
 def _name(origin: flow.Origin) -> str:
     if origin.kind == "test_time_gradient":
         return "grad"
     if origin.kind == "custom_gradient":
         body = origin.eqn.params.get("call_jaxpr") or origin.eqn.params.get("fun_jaxpr")
-        return _source(body).partition(" at ")[0] or origin.eqn.primitive.name
+        return tracing.source(body).partition(" at ")[0] or origin.eqn.primitive.name
     return origin.eqn.primitive.name
 
 
 def where(origin: flow.Origin) -> str:
     """The line of the caller's code. A cached inner jit (jnp.round) remembers its first caller: ask the one around."""
     eqn, around = origin.eqn, list(origin.stack)
-    while around and is_library(around[-1].params.get("jaxpr", around[-1].params.get("call_jaxpr"))):
+    while around and tracing.is_library(around[-1].params.get("jaxpr", around[-1].params.get("call_jaxpr"))):
         eqn = around.pop()
-    return line(eqn)
-
-
-def line(eqn: Any) -> str:
-    """Returns "file.py:line in function", the innermost line of an equation's history that is no library's, or ""."""
-    for frame in getattr(getattr(eqn.source_info, "traceback", None), "frames", ()):
-        if frame.file_name == __file__:
-            break
-        if not frame.file_name.startswith((*_LIBRARY_ROOTS, "<")):
-            return f"{pathlib.Path(frame.file_name).name}:{frame.line_num} in {frame.function_name}"
-    return ""
+    return tracing.line(eqn)

@@ -9,13 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 
 from robust_vit.attacks import losses
-from robust_vit.evaluation.masking.program import lint
+from robust_vit.program import flow, interpreter, tracing
+from robust_vit.program.interpreter import Rules, Value
 from robust_vit.typing import Array, LogitsFn
 
-CUSTOM = ("custom_jvp_call", "custom_vjp_call")
 SATURATES = {"tanh", "logistic", "erf", "clamp", "max", "min"}
 Tap = Callable[[Any, Array], None]
 
@@ -28,8 +27,11 @@ def unmasked(logits_fn: LogitsFn, images: Array, tap: Tap | None = None) -> Logi
       images: [B,H,W,C], or their shape.
       tap: called while evaluating with (equation, share of its outputs [] that saturate), outside loops only.
     """
-    closed = lint.trace(logits_fn, images)
-    return lambda x: _evaluate(closed, [x], tap)[0]
+    closed = tracing.trace(logits_fn, images)
+    rules = _rules(None)
+    if tap is not None:
+        rules = _rules(tap, compiled=False, in_loops=rules)
+    return lambda x: interpreter.evaluate(closed, [(x, None)], rules)[0][0]
 
 
 def compare(logits_fn: LogitsFn, images: Array, labels: Array) -> Array:
@@ -53,62 +55,26 @@ def saturation(logits_fn: LogitsFn, images: Array) -> list[tuple[str, str, float
     seen: list[tuple[str, str, float]] = []
 
     def tap(eqn: Any, share: Array) -> None:
-        seen.append((eqn.primitive.name, lint.line(eqn), float(share)))
+        seen.append((eqn.primitive.name, tracing.line(eqn), float(share)))
 
     unmasked(logits_fn, images, tap)(images)
     return sorted(seen, key=lambda row: -row[2])
 
 
-def _evaluate(closed: Any, arguments: list[Any], tap: Tap | None) -> list[Any]:
-    jaxpr, constants = (closed.jaxpr, closed.consts) if hasattr(closed, "jaxpr") else (closed, ())
-    env: dict[Any, Any] = dict(zip(jaxpr.constvars, constants, strict=True))
-    env.update(zip(jaxpr.invars, arguments, strict=True))
+def _rules(tap: Tap | None, **settings: Any) -> Rules:
+    def equation(eqn: Any, path: interpreter.Path, inputs: list[Value]) -> list[Value] | None:
+        name = eqn.primitive.name
+        if name == "stop_gradient":
+            return inputs
+        if name in flow.CUSTOM and not tracing.is_library_rule(eqn):
+            return interpreter.evaluate(tracing.body(eqn), inputs, rules, path)
+        if tap is not None and name in SATURATES:
+            arrays = [array for array, _ in inputs]
+            tap(eqn, _saturated(eqn, arrays))
+        return None
 
-    def read(atom: Any) -> Any:
-        return atom.val if isinstance(atom, core.Literal) else env[atom]
-
-    for eqn in jaxpr.eqns:
-        outputs = _apply(eqn, [read(atom) for atom in eqn.invars], tap)
-        env.update(zip(eqn.outvars, outputs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def _apply(eqn: Any, inputs: list[Any], tap: Tap | None) -> list[Any]:
-    name, params = eqn.primitive.name, eqn.params
-    if name == "stop_gradient":
-        return inputs
-    if name == "scan":
-        return _scan(params, inputs)
-    if name == "cond":
-        branches = [lambda *x, b=branch: tuple(_evaluate(b, list(x), None)) for branch in params["branches"]]
-        return list(jax.lax.switch(inputs[0], branches, *inputs[1:]))
-    body = params.get("call_jaxpr", params.get("jaxpr"))
-    if name in CUSTOM and not lint.is_library(body):
-        return _evaluate(body, inputs, tap)
-    if name in ("jit", "pjit", "closed_call", "core_call", "remat2", "checkpoint", "remat"):
-        return _evaluate(body, inputs, tap)
-    bind = eqn.primitive.get_bind_params(params)
-    functions, bind = bind if isinstance(bind, tuple) else ((), bind)  # a pair in some JAX releases
-    outputs = eqn.primitive.bind(*functions, *inputs, **bind)
-    outputs = list(outputs) if eqn.primitive.multiple_results else [outputs]
-    if tap is not None and name in SATURATES:
-        tap(eqn, _saturated(eqn, inputs))
-    return outputs
-
-
-def _scan(params: dict[str, Any], inputs: list[Any]) -> list[Any]:
-    first = params["num_consts"]
-    last = first + params["num_carry"]
-    constants = inputs[:first]
-
-    def step(carry: tuple, x: tuple) -> tuple[tuple, tuple]:
-        outputs = _evaluate(params["jaxpr"], [*constants, *carry, *x], None)
-        return tuple(outputs[: last - first]), tuple(outputs[last - first :])
-
-    carry, stacked = jax.lax.scan(
-        step, tuple(inputs[first:last]), tuple(inputs[last:]), length=params["length"], reverse=params["reverse"]
-    )
-    return [*carry, *stacked]
+    rules = Rules(equation, **settings)
+    return rules
 
 
 def _saturated(eqn: Any, inputs: list[Any]) -> Array:

@@ -3,15 +3,21 @@
 Every value has a `Flow`. A *blocker* (round, argmax, a comparison, stop_gradient, ...) makes its output inactive and
 leaves a taint; a taint that reaches the logits as a value is an operation through which an attack sees nothing. A taint
 that only selects among active values (the comparison inside a ReLU, the indices of a top-k, a 0/1 mask that multiplies)
-is dropped there: such a program is differentiable almost everywhere, and its derivative is the true one.
+is dropped there: such a program is differentiable almost everywhere, and its derivative is the true one. A selection
+that puts a constant in a value's place where something else than that value passes a threshold is a gate (`gates`).
 """
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
+
+from robust_vit.program import gates, tracing
+from robust_vit.program.gates import SAME, Test
 
 BLOCKERS = {
     "round": "rounding",
@@ -24,6 +30,7 @@ BLOCKERS = {
     "stop_gradient": "stop_gradient",
     **dict.fromkeys(("eq", "ne", "lt", "le", "gt", "ge", "is_finite", "eq_to", "lt_to", "le_to"), "threshold"),
 }
+CUSTOM = ("custom_jvp_call", "custom_vjp_call")
 RANDOM = {"random_bits", "rng_uniform", "rng_bit_generator", "random_gamma", "threefry2x32"}
 CALLBACKS = {"pure_callback", "io_callback"}
 ORDER = {"sort", "top_k", "approx_top_k"}
@@ -41,20 +48,6 @@ INDEX_OPERANDS = {
     "scatter-add": slice(1, 2),
     "scatter_add": slice(1, 2),
 }
-# Operations that pass on the identity of a value, up to shape, dtype and mask: through them "x - max(x)" is recognised.
-SAME = {
-    "broadcast_in_dim",
-    "reshape",
-    "squeeze",
-    "expand_dims",
-    "convert_element_type",
-    "transpose",
-    "copy",
-    "pvary",
-    "pcast",
-    "sharding_constraint",
-}
-INLINE = {"jaxpr", "call_jaxpr", "fun_jaxpr"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +59,21 @@ class Flow:
     taints: frozenset = frozenset()
     aliases: frozenset = frozenset()  # numbers of the values that this one equals up to shape, dtype and mask
     maximum_of: frozenset = frozenset()  # aliases of the value whose maximum this one is
+    revived: bool = False  # its derivative was lost, and would be back if what took it away let it pass
+    elementwise: frozenset = frozenset()  # numbers of the values of which this one is a function, element by element
+    number: float | None = None  # of a literal
+    nonnegative: bool = False
+    ranked: bool = False  # an order statistic
+    test: Test | None = None  # of a mask: what was compared
 
     @property
     def state(self) -> tuple:
-        return self.depends, self.active, self.taints
+        return self.depends, self.active, self.taints, self.revived
+
+    @property
+    def live(self) -> bool:
+        """It carries a derivative, or would: what stands after the first obstacle is found too."""
+        return self.active or self.revived
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,21 +91,26 @@ class Walk:
 
     Args:
       image_shape: [B,H,W,C] of the input, by which loops that carry an image are found.
-      is_trusted: says of the body of a custom derivative whether it is known to be honest (`jax.nn.relu`).
     """
 
-    def __init__(self, image_shape: tuple[int, ...], is_trusted):
+    def __init__(self, image_shape: tuple[int, ...]):
         self.image_shape = tuple(image_shape)
-        self.is_trusted = is_trusted
+        self.passes: dict[tuple, int] = {}  # of a gate, by its place: which operand (or branch) it lets pass
+        self.blends: set[tuple] = set()  # places of selects of which only the mask depends on the image
         self.stabilisers: set[Origin] = set()  # stop_gradients that only shift a softmax
         self.selections: set[Origin] = set()  # argmax, sort and top-k that choose among active values
         self._numbers = itertools.count()
         self._stack: list = []
 
-    def run(self, closed: core.ClosedJaxpr) -> list[Flow]:
-        """Returns the flow of every output, the inputs being the images."""
-        inputs = [Flow(True, True, aliases=self._fresh()) for _ in closed.jaxpr.invars]
+    def run(self, closed: core.ClosedJaxpr, images: Sequence[int] = (0,)) -> list[Flow]:
+        """Returns the flow of every output; `images` says which inputs are images, the others are weights."""
+        count = len(closed.jaxpr.invars)
+        inputs = [Flow(i in images, i in images, aliases=self._fresh()) for i in range(count)]
         return self._jaxpr(closed.jaxpr, inputs)
+
+    def tainted(self, flows: list[Flow]) -> frozenset:
+        """The operations that reach these outputs as values: those through which an attack sees nothing."""
+        return _union(flows) - self.stabilisers
 
     def _fresh(self) -> frozenset:
         return frozenset((next(self._numbers),))
@@ -112,7 +121,7 @@ class Walk:
         env.update(zip(jaxpr.invars, inputs, strict=True))
 
         def read(atom) -> Flow:
-            return Flow() if isinstance(atom, core.Literal) else env[atom]
+            return Flow(number=_number(atom.val)) if isinstance(atom, core.Literal) else env[atom]
 
         for eqn in jaxpr.eqns:
             outputs = self._equation(eqn, [read(atom) for atom in eqn.invars])
@@ -153,28 +162,68 @@ class Walk:
     def _primitive(self, eqn, inputs: list[Flow]) -> list[Flow]:
         name = eqn.primitive.name
         depends = any(flow.depends for flow in inputs)
-        active = any(flow.active for flow in inputs)
+        active, live = any(flow.active for flow in inputs), any(flow.live for flow in inputs)
         taints = self._taints(eqn, inputs)
         kind = BLOCKERS.get(name)
         if kind in ("rounding", "stop_gradient"):
             blocked = depends and _is_float(eqn.invars[0])
         else:
-            blocked = kind is not None and active
+            blocked = kind is not None and live
         if blocked:
             taints |= {self._origin(kind, eqn)}
         if name in RANDOM:
             taints |= {self._origin("randomness", eqn)}
         if name in CALLBACKS and depends:
             taints |= {self._origin("callback", eqn)}
+        taints |= self._gate(eqn, inputs)
         maximum_of, aliases = self._identity(eqn, inputs)
+        traits = {
+            "number": inputs[0].number if name in SAME else None,
+            "nonnegative": gates.is_nonnegative(name, eqn.params, inputs),
+            "ranked": name in ORDER or ((name in SAME or name in gates.KEEPS_RANK) and inputs[0].ranked),
+            "test": gates.compared(name, inputs),
+        }
+        traits["ranked"] |= name in gates.COMPARISONS and any(flow.ranked for flow in inputs)
+        kept = name in SAME or name in gates.ELEMENTWISE
+        source = frozenset().union(*(f.elementwise | f.aliases for f in inputs if f.depends)) if kept else frozenset()
         outputs = []
         for var in eqn.outvars:
             here = taints
-            if active and kind is None and not _is_float(var):
+            if live and kind is None and not _is_float(var):
                 here = taints | {self._origin("selection" if name in ORDER else "integer_cast", eqn)}
             alive = active and kind is None and _is_float(var) and name not in CALLBACKS
-            outputs.append(Flow(depends, alive, here, aliases or self._fresh(), maximum_of))
+            revived = depends and _is_float(var) and not alive and (live or self._revives(eqn, inputs))
+            outputs.append(Flow(depends, alive, here, aliases or self._fresh(), maximum_of, revived, source, **traits))
         return outputs
+
+    def _revives(self, eqn, inputs: list[Flow]) -> bool:
+        """True where integers and masks that hold taints become floats again."""
+        casts = eqn.primitive.name in ("convert_element_type", "select_n") or eqn.primitive.name in CALLBACKS
+        return casts and any(flow.taints for flow in inputs)
+
+    def _gate(self, eqn, inputs: list[Flow]) -> set[Origin]:
+        """The gate that a selection or a product with a mask is, if it is one."""
+        name = eqn.primitive.name
+        live = [i for i, flow in enumerate(inputs) if flow.live]
+        if name == "select_n":
+            if inputs[0].depends and not live:
+                self.blends.add(self._origin("threshold", eqn).place)
+            chooser, constant = inputs[0], not all(flow.depends for flow in inputs[1:])
+        elif name == "mul" and len(inputs) == 2 and (masks := [flow for flow in inputs if flow.test is not None]):
+            live = [i for i in live if inputs[i] is not masks[0]]
+            chooser, constant = masks[0], True
+        else:
+            return set()
+        return self._judge(eqn, chooser, {i: inputs[i] for i in live}, constant)
+
+    def _judge(self, eqn, chooser: Flow, chosen: dict[int, Flow], constant: bool) -> set[Origin]:
+        kind = gates.kind(chooser, list(chosen.values()), _union(list(chosen.values())))
+        if kind is None or not (constant or kind == "hash_gate"):
+            return set()
+        origin = self._origin(kind, eqn)
+        if constant and len(chosen) == 1:
+            self.passes[origin.place] = next(iter(chosen))
+        return {origin}
 
     def _taints(self, eqn, inputs: list[Flow]) -> frozenset:
         name = eqn.primitive.name
@@ -182,13 +231,17 @@ class Walk:
         if where is not None:
             choosers = _union(inputs[where])
             chosen = [flow for i, flow in enumerate(inputs) if i not in range(len(inputs))[where]]
-            if any(flow.active for flow in chosen):
+            if any(flow.live for flow in chosen):
                 choosers = self._drop(choosers, CHOOSES)
             return choosers | _union(chosen)
-        if name in ("mul", "dot_general", "and") and any(flow.active for flow in inputs):
-            return frozenset().union(*(f.taints if f.active else self._drop(f.taints, GATES) for f in inputs))
+        if name in ("mul", "dot_general", "and") and len(inputs) == 2:
+            pairs = zip(inputs, reversed(inputs))
+            return frozenset().union(
+                *(f.taints if f.active or not other.live else self._drop(f.taints, GATES) for f, other in pairs)
+            )
         if name == "sub" and len(inputs) == 2 and inputs[0].aliases & inputs[1].maximum_of:
-            shifts = {origin for origin in inputs[1].taints if origin.kind == "stop_gradient"}
+            # Only what stops the maximum itself: a stop_gradient in front of the softmax also taints what is shifted.
+            shifts = {origin for origin in inputs[1].taints - inputs[0].taints if origin.kind == "stop_gradient"}
             self.stabilisers |= shifts
             return _union(inputs) - shifts
         return _union(inputs)
@@ -215,17 +268,26 @@ class Walk:
 
     def _call(self, eqn, inputs: list[Flow]) -> list[Flow] | None:
         """Walks into jit, remat, shard_map, custom derivatives: whatever holds one body with the same operands."""
-        bodies = [eqn.params[key] for key in INLINE if key in eqn.params and hasattr(eqn.params[key], "eqns")]
-        if len(bodies) != 1 or len(bodies[0].in_avals if hasattr(bodies[0], "in_avals") else bodies[0].invars) != len(
-            inputs
-        ):
+        body = tracing.body(eqn)
+        if body is None:
             return None
-        outputs = self._jaxpr(bodies[0], inputs)
-        if eqn.primitive.name not in ("custom_jvp_call", "custom_vjp_call") or self.is_trusted(bodies[0]):
+        outputs = self._jaxpr(body, inputs)
+        if eqn.primitive.name not in CUSTOM:
             return outputs
-        active = any(flow.active for flow in inputs)  # the author's rule says what passes, whatever the body does
+        if tracing.is_trusted_rule(eqn):
+            return [self._trusted(flow, inputs) for flow in outputs]
+        active = any(flow.live for flow in inputs)  # the author's rule says what passes, whatever the body does
         outputs = [dataclasses.replace(flow, active=active and flow.depends) for flow in outputs]
         return self._mark(outputs, self._origin("custom_gradient", eqn))
+
+    def _trusted(self, flow: Flow, inputs: list[Flow]) -> Flow:
+        """The result of a custom derivative that is known to be honest: its rule passes what its body might not."""
+        active = any(f.active for f in inputs) and flow.depends
+        source = frozenset().union(*(f.elementwise | f.aliases for f in inputs if f.depends))
+        before = _union(inputs)
+        taints = frozenset(o for o in flow.taints if o in before or o.kind == "randomness")
+        revived = flow.depends and not active and any(f.live for f in inputs)
+        return dataclasses.replace(flow, active=active, taints=taints, revived=revived, elementwise=source)
 
     def _fixed_point(self, body, constants: list[Flow], carry: list[Flow], rest: list[Flow]) -> list[Flow]:
         """Walks a loop body until what its carry depends on no longer grows."""
@@ -248,7 +310,7 @@ class Walk:
         outputs = self._fixed_point(eqn.params["body_jaxpr"], constants, carry, [])
         (stop,) = self._jaxpr(eqn.params["cond_jaxpr"], inputs[:condition] + outputs)
         if any(flow.depends for flow in outputs) or stop.depends:
-            outputs = [dataclasses.replace(flow, depends=True) for flow in outputs]
+            outputs = [dataclasses.replace(flow, depends=True, revived=not flow.active) for flow in outputs]
             outputs = self._mark(outputs, self._origin("while_loop", eqn))
         return self._loop_over_image(eqn, outputs, len(outputs))
 
@@ -261,15 +323,15 @@ class Walk:
     def _cond(self, eqn, inputs: list[Flow]) -> list[Flow]:
         index, operands = inputs[0], inputs[1:]
         branches = [self._jaxpr(branch, operands) for branch in eqn.params["branches"]]
-        outputs = [_join(*flows) for flows in zip(*branches, strict=True)]
-        return [
-            dataclasses.replace(
-                flow,
-                depends=flow.depends or index.depends,
-                taints=flow.taints | (self._drop(index.taints, CHOOSES) if flow.active else index.taints),
+        outputs = []
+        for flows in zip(*branches, strict=True):
+            flow, active = _join(*flows), {i: flow for i, flow in enumerate(flows) if flow.live}
+            taints = self._drop(index.taints, CHOOSES) if flow.live else index.taints
+            taints |= self._judge(eqn, index, active, constant=not all(flow.depends for flow in flows))
+            outputs.append(
+                dataclasses.replace(flow, depends=flow.depends or index.depends, taints=flow.taints | taints)
             )
-            for flow in outputs
-        ]
+        return outputs
 
 
 def _union(flows: list[Flow]) -> frozenset:
@@ -277,9 +339,14 @@ def _union(flows: list[Flow]) -> frozenset:
 
 
 def _join(*flows: Flow) -> Flow:
-    return Flow(any(f.depends for f in flows), any(f.active for f in flows), _union(flows), flows[0].aliases)
+    depends, active, revived = (any(getattr(f, name) for f in flows) for name in ("depends", "active", "revived"))
+    return Flow(depends, active, _union(flows), flows[0].aliases, revived=revived and not active)
 
 
 def _is_float(atom) -> bool:
     dtype = getattr(atom.aval, "dtype", None)
     return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
+
+
+def _number(literal: Any) -> float | None:
+    return float(literal) if np.size(literal) == 1 and np.issubdtype(np.asarray(literal).dtype, np.number) else None
