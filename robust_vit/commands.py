@@ -117,12 +117,14 @@ def explained(error: BaseException) -> str | None:
 
     Errors that libraries wrap around a full disk are searched for it through their causes.
     """
+    if isinstance(error, errors.Mendable):
+        return " ".join(str(error).split())
     for cause in _chain(error):
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"no space left on device{_named(cause)}; make space, and the same command goes on"
         if "No space left on device" in str(cause) or "RESOURCE_EXHAUSTED: Error writing" in str(cause):
             return "no space left on device; make space, and the same command goes on"
-    if isinstance(error, errors.Mendable | ValueError):
+    if isinstance(error, ValueError):
         return " ".join(str(error).split())
     if isinstance(error, OSError):
         return f"{(error.strerror or str(error)).lower()}{_named(error)}"

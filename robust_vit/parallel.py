@@ -6,11 +6,13 @@ itself a wrapper of `jit(shard_map)`; `pmap` below is its door for code that wor
 axis of devices).
 """
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from robust_vit.errors import check
@@ -63,7 +65,12 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
 
     A compiled identity and not `device_put`: that may alias, and donating an alias deletes the caller's array.
     """
-    return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+    return _copy_program(mesh)(tree)
+
+
+@functools.lru_cache(maxsize=8)  # a fresh `jit` a call would compile a call
+def _copy_program(mesh: Mesh) -> Callable[[Any], Any]:
+    return jax.jit(lambda x: x, out_shardings=replicated(mesh))
 
 
 def compile(
@@ -114,3 +121,10 @@ def split(tree: Any, count: int) -> Any:
 def is_main() -> bool:
     """True on the one process that prints and writes shared files."""
     return jax.process_index() == 0
+
+
+def agree(value: bool) -> bool:
+    """True on every host if `value` is true on every host. All of them have to ask, and wait for one another here."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.process_allgather(np.asarray(value)).all())
