@@ -85,6 +85,7 @@ def base() -> ConfigDict:
     config.training.validate_every_epochs = 5.0
     config.training.save_every_epochs = 5.0
     config.training.keep_checkpoints = 2  # the latest so many, and the best by validation
+    config.training.trackers = ""  # besides metrics.jsonl: csv, tensorboard, wandb, mlflow; comma separated
 
     config.validation = ConfigDict()  # PGD on the validation split, which alone selects the best checkpoint
     config.validation.steps = 20

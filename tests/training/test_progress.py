@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from robust_vit.training import metrics, report
+from robust_vit.training import display, metrics, progress
 
 
 def rows(path):
@@ -12,11 +12,12 @@ def rows(path):
 
 
 def test_rows_and_plain_lines(tmp_path, capsys):
-    made = report.Report(tmp_path, total_steps=10, live=False)
+    made = progress.Progress(tmp_path, total_steps=10, live=False)
     made.write("train", 5, 0.5, loss=1.25, robust_accuracy=0.5, images_per_second=100.0)
     made.close()
     assert rows(tmp_path) == [
-        {"kind": "train", "step": 5, "epoch": 0.5, "loss": 1.25, "robust_accuracy": 0.5, "images_per_second": 100.0}
+        {"schema": 1, "kind": "train", "step": 5, "epoch": 0.5}
+        | {"loss": 1.25, "robust_accuracy": 0.5, "images_per_second": 100.0}
     ]
     shown = capsys.readouterr().out
     assert (
@@ -31,8 +32,8 @@ def test_rows_and_plain_lines(tmp_path, capsys):
 
 def test_live_display_on_a_terminal(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
-    made = report.Report(tmp_path, total_steps=10)
-    assert made.live
+    made = progress.Progress(tmp_path, total_steps=10)
+    assert isinstance(made.display, display.Terminal)
     made.write("train", 5, 0.5, loss=1.25, robust_accuracy=0.5, images_per_second=100.0)
     made.write("validation", 5, 0.5, clean_accuracy=0.9, robust_accuracy=0.4)
     made.close()
@@ -41,28 +42,21 @@ def test_live_display_on_a_terminal(tmp_path, capsys, monkeypatch):
 
 
 def test_resuming_drops_the_rows_it_will_write_again(tmp_path):
-    first = report.Report(tmp_path, total_steps=10, live=False)
+    first = progress.Progress(tmp_path, total_steps=10, live=False)
     for step in (2, 4, 6):
         first.write("train", step, 0.1 * step, loss=float(step))
     first.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "step": 8, "lo')  # torn by a kill
-    again = report.Report(tmp_path, total_steps=10, start=4, live=False)
+    again = progress.Progress(tmp_path, total_steps=10, start=4, live=False)
     again.write("train", 6, 0.6, loss=60.0)
     again.close()
     assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [(2, 2.0), (4, 4.0), (6, 60.0)]
 
 
-def test_environment_names_versions_devices_and_command():
-    found = report.environment()
-    assert {"jax", "flax", "robust_vit", "python"} <= set(found["versions"])
-    assert found["devices"]["count"] == 8 and found["devices"]["kind"].startswith("cpu")
-    assert found["command"] and "git" in found
-
-
 def test_tensorboard_is_written_where_it_is_installed(tmp_path):
     pytest.importorskip("tensorboardX", reason="needs the optional extra .[tensorboard]")
-    made = report.Report(tmp_path, total_steps=10, live=False)
+    made = progress.Progress(tmp_path, total_steps=10, live=False, trackers="tensorboard")
     made.write("train", 5, 0.5, loss=1.25)
     made.close()
     assert list((tmp_path / "tensorboard").glob("events*"))
