@@ -6,30 +6,26 @@
 A reader who knows the parts can begin at `run`.
 """
 
+import contextlib
 import functools
-import json
+import math
 import pathlib
-import signal
 from typing import Any
 
 import jax
 import numpy as np
 
-from robust_vit import attacks, models, parallel
+from robust_vit import attacks, locks, models, parallel, provenance
 from robust_vit import config as config_lib
 from robust_vit.config import ConfigDict
 from robust_vit.data import pipeline
-from robust_vit.errors import Mendable
 from robust_vit.evaluation.measure import Measurer
-from robust_vit.training import finish, state
-from robust_vit.training.checkpoint import Checkpoints, selection
+from robust_vit.training import checkpoint, finish, state, trackers
+from robust_vit.training.checkpoint import Checkpoints, NonFiniteError, selection
 from robust_vit.training.experiment import Experiment, build, evaluation_batches
+from robust_vit.training.interruption import Interruption
 from robust_vit.training.metrics import Meter
-from robust_vit.training.report import Report, environment
-
-
-class NonFiniteError(Mendable, RuntimeError):
-    """Training met a NaN or an infinity."""
+from robust_vit.training.progress import Progress
 
 
 def run(config: ConfigDict, workdir: str | pathlib.Path, live: bool | None = None) -> dict[str, Any] | None:
@@ -44,39 +40,80 @@ def run(config: ConfigDict, workdir: str | pathlib.Path, live: bool | None = Non
       The test results of the selected checkpoint, or None when a signal stopped the run before its end.
     """
     workdir = pathlib.Path(workdir)
+    checkpoint.check_path(workdir)
     experiment = build(config)
-    claim(workdir, config)
-    trainer = Trainer(experiment, workdir, live)
-    try:
-        finished = trainer.train()
-    finally:
-        trainer.close()
-    if not finished:
-        return None
-    return finish.finish(experiment, workdir)
+    trackers.check(config.training.trackers)
+    with contextlib.ExitStack() as stack:
+        if parallel.is_main():  # the other hosts are guests of this one
+            stack.enter_context(locks.hold(workdir, "workdir"))
+        claim(workdir, config, experiment.dataset)
+        trainer = Trainer(experiment, workdir, live)
+        try:
+            finished = trainer.train()
+        finally:
+            trainer.close()
+        return finish.finish(experiment, workdir) if finished else None
 
 
-def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Writes config.json and environment.json, or checks that the folder holds a run of this configuration.
+def claim(workdir: pathlib.Path, config: ConfigDict, dataset: Any = None) -> None:
+    """Makes a folder this run's: writes config.json, environment.json and data.json, or checks that they are of it.
+
+    Args:
+      workdir: the run folder, made if needed.
+      config: the resolved configuration.
+      dataset: the data; None leaves it unchecked.
 
     Raises:
-      ValueError: if it holds a run of another one, naming the first field that differs.
+      ValueError: if it holds a run of another configuration or of other data, naming the first field or the split that
+        differs.
     """
-    path = workdir / "config.json"
-    if path.is_file():
-        found = config_lib.differences(
-            config_lib.from_json(path.read_text()), config_lib.from_json(config_lib.to_json(config))
-        )
+    _claim_config(workdir, config)
+    if dataset is not None:
+        _claim_data(workdir, dataset.description())
+    if parallel.is_main():
+        _note_environment(workdir / "environment.json")
+
+
+def _claim_config(workdir: pathlib.Path, config: ConfigDict) -> None:
+    text = config_lib.to_json(config)
+    if (workdir / "config.json").is_file():
+        found = config_lib.differences(checkpoint.stored_config(workdir), config_lib.from_json(text))
         if found:
             raise ValueError(f"workdir = {str(workdir)!r}: holds a run with {found[0]}; choose another folder")
-    if parallel.is_main():
-        workdir.mkdir(parents=True, exist_ok=True)
-        path.write_text(config_lib.to_json(config))
-        (workdir / "environment.json").write_text(json.dumps(environment(), indent=1))
+    elif parallel.is_main():
+        provenance.write_atomically(workdir / "config.json", text)
+
+
+def _claim_data(workdir: pathlib.Path, now: dict[str, Any]) -> None:
+    """Holds the data against what the run began with: training on, or selecting by, other examples is another run."""
+    path = workdir / "data.json"
+    if not path.is_file():
+        return provenance.write_json(path, now) if parallel.is_main() else None
+    known = provenance.read_json(path).get("splits", {})
+    for split, described in now["splits"].items():
+        there = known.get(split, {})
+        if there.get("digest") != described["digest"]:
+            raise ValueError(
+                f"data: the {split} split is not the one that the run in {str(workdir)!r} began with"
+                f" ({there.get('examples')} examples there, {described['examples']} here; names, sizes or labels"
+                " differ); restore it or choose another workdir"
+            )
+
+
+def _note_environment(path: pathlib.Path) -> None:
+    """Writes where the figures come from: of the first process, and of every one that resumed its work elsewhere."""
+    now = provenance.environment()
+    if not path.is_file():
+        return provenance.write_json(path, now)
+    known = provenance.read_json(path)
+    resumed = known.get("resumed", [])
+    before = resumed[-1] if resumed else known
+    if any(before.get(name) != now[name] for name in ("versions", "devices", "git", "platform")):
+        provenance.write_json(path, known | {"resumed": [*resumed, now]})
 
 
 class Trainer:
-    """The loop with its moving parts: compiled step, data position, checkpoints, report.
+    """The loop with its moving parts: compiled step, data position, checkpoints, progress.
 
     Args:
       experiment: from `build`.
@@ -101,10 +138,10 @@ class Trainer:
         self.checkpoints = Checkpoints(workdir, keep=c.training.keep_checkpoints, select=selection(c))
         self.state = self._restore()
         self.step = int(self.state.step)
-        self.report = Report(workdir, e.total_steps, self.step, live)
+        self.progress = Progress(workdir, e.total_steps, self.step, live, trackers=c.training.trackers, config=c)
         if self.step:
-            self.report.say(f"resuming at step {self.step}")
-        self.stop = False
+            self.progress.say(f"resuming at step {self.step}")
+        self.interruption = Interruption()
         self.validators = _validators(experiment)
 
     def _restore(self) -> state.TrainState:
@@ -129,13 +166,12 @@ class Trainer:
         return parallel.replicate(e.mesh, restored)  # own buffers: the step donates them
 
     def train(self) -> bool:
-        """Runs to the end; returns False if SIGTERM stopped it first, after saving."""
+        """Runs to the end; returns False if SIGTERM or Ctrl-C stopped it first, after saving."""
         e, c = self.experiment, self.config
-        previous = signal.signal(signal.SIGTERM, self._on_signal)
         pending, meter = None, Meter(c.data.batch_size)
         validate_every = max(1, round(c.training.validate_every_epochs * e.steps_per_epoch))
         save_every = max(1, round(c.training.save_every_epochs * e.steps_per_epoch))
-        try:
+        with self.interruption:
             while self.step < e.total_steps and not self._stopping():
                 launched = self._launch()
                 self.step += 1
@@ -151,10 +187,9 @@ class Trainer:
             self._collect(pending, meter)
             self._save(None)
             self.checkpoints.wait()
-        finally:
-            signal.signal(signal.SIGTERM, previous)
         if self.step < e.total_steps:
-            self.report.say(f"stopped by SIGTERM at step {self.step}, saved; the same command resumes")
+            why = self.interruption.asked or "SIGTERM"  # which JAX heard, of several hosts
+            self.progress.say(f"stopped by {why} at step {self.step}, saved; the same command resumes")
         return self.step >= e.total_steps
 
     def _launch(self) -> tuple[int, float, float, Any]:
@@ -175,22 +210,19 @@ class Trainer:
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not metrics.pop("finite"):
             self.checkpoints.wait()
-            good = self.checkpoints.latest()
-            where = (
-                f"the last good checkpoint is {self.checkpoints.directory / str(good)}"
-                if good
-                else "none was saved yet"
-            )
-            raise NonFiniteError(f"step {number}: loss {metrics['loss']} is not finite; {where}")
+            what = f"loss {metrics['loss']}"
+            if math.isfinite(metrics["loss"]):
+                what = f"the update (loss {metrics['loss']:.4g}, gradient norm {metrics['gradient_norm']:.4g})"
+            raise NonFiniteError(f"step {number}: {what} is not finite; {self.checkpoints.last_good()}")
         meter.add(metrics)
         if number % self.config.training.log_every_steps == 0 or number == self.experiment.total_steps:
             epoch = number / self.experiment.steps_per_epoch
             figures = meter.read() | {"epsilon": strength * self.config.attack.epsilon, "learning_rate": rate}
-            if self.config.objective.name == "standard":
-                figures.pop("robust_accuracy", None)
+            if self.config.objective.name == "standard":  # it calls no attack
+                figures = {name: value for name, value in figures.items() if name not in ("robust_accuracy", "epsilon")}
             if self.config.objective.name == "adversarial":
                 figures.pop("clean_accuracy", None)
-            self.report.write("train", number, epoch, **figures)
+            self.progress.write("train", number, epoch, **figures)
 
     def _validate(self) -> dict[str, float]:
         """Measures clean and robust accuracy on the validation split, of the raw and of the averaged weights."""
@@ -201,26 +233,23 @@ class Trainer:
             prefix = "ema_" if weights == "ema" else ""
             for name, measurer in self.validators.items():
                 figures[prefix + name] = measurer.measure(logits_fn, evaluation_batches(e, "validation")).accuracy
-        self.report.write("validation", self.step, self.step / e.steps_per_epoch, **figures)
+        self.progress.write("validation", self.step, self.step / e.steps_per_epoch, **figures)
         return figures
 
     def _save(self, metrics: dict[str, float] | None) -> None:
         self.checkpoints.save(self.step, self.state, self.batches.get_state(), metrics)
 
-    def _on_signal(self, *_: Any) -> None:
-        self.stop = True
-
     def _stopping(self) -> bool:
-        """True when this process got SIGTERM; with several hosts, when all of them have agreed to stop at this step."""
+        """True when this process was asked to stop; with several hosts, when all have agreed to stop at this step."""
         if jax.process_count() > 1:
             return self.checkpoints.manager.reached_preemption(self.step)
-        return self.stop
+        return bool(self.interruption.asked)
 
     def close(self) -> None:
         """Ends the display, flushes files, reports images that could not be read."""
         if self.batches.bad.count:
-            self.report.say(str(self.batches.bad))
-        self.report.close()
+            self.progress.say(str(self.batches.bad))
+        self.progress.close()
         self.checkpoints.close()
         self.batches.close()
 

@@ -1,14 +1,18 @@
 """Checkpoints: what is kept, what a damaged one does, what evaluation reads."""
 
 import json
+import random
+import resource
 import shutil
+import warnings
 
 import jax
 import numpy as np
 import pytest
 from tiny_run import config
 
-from robust_vit.training import checkpoint, experiment, loop, state
+from robust_vit import data, locks
+from robust_vit.training import checkpoint, digests, experiment, loop, state
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +105,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(run):
 
 def test_a_folder_where_nothing_can_be_read_is_an_error_and_not_a_fresh_start(run):
     checkpoints = checkpoint.Checkpoints(run, keep=3)
+    present = checkpoints.manager.all_steps()
     for step in checkpoints.manager.all_steps():
         shutil.rmtree(run / "checkpoints" / str(step) / "state")
     with (
@@ -108,12 +113,17 @@ def test_a_folder_where_nothing_can_be_read_is_an_error_and_not_a_fresh_start(ru
         pytest.raises(ValueError, match="no checkpoint in it can be read"),
     ):
         checkpoints.restore(shapes(run))
+    assert checkpoints.manager.all_steps() == present  # nothing is set aside before another one has been read
+    assert not (run / "damaged").exists()
 
 
 def test_a_finished_run_is_not_trained_again(run, capsys):
     before = (run / "metrics.jsonl").read_text()
+    written = (run / "config.json").stat().st_mtime_ns
     loop.run(config(optimizer__ema_decay=0.9, training__keep_checkpoints=3), run, live=False)
     assert (run / "metrics.jsonl").read_text() == before
+    assert (run / "config.json").stat().st_mtime_ns == written  # once, for others may be reading it
+    assert not (run / locks.NAME).exists()
 
 
 def test_another_configuration_in_the_same_folder_is_refused(run):
@@ -137,3 +147,233 @@ def test_a_non_finite_loss_stops_with_step_loss_and_last_good_checkpoint(tmp_pat
     with pytest.raises(loop.NonFiniteError, match=r"step 5: loss nan is not finite; the last good checkpoint is .*/4"):
         trainer.train()
     trainer.close()
+
+
+# ------------------------------------------------------------------------------------------------- bit rot, and no rot
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """Two checkpoints of the digits ViT, the shapes to restore them with, and the newer state."""
+    folder = tmp_path_factory.mktemp("kept")
+    e = experiment.build(config())
+    first = jax.jit(lambda: state.create(e.module, e.tx, e.dataset.image_shape, 0, False))()
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), first)
+    checkpoints = checkpoint.Checkpoints(folder, select="robust_accuracy")
+    for step in (1, 2):
+        stepped = first.replace(step=first.step + step)
+        checkpoints.save(step, stepped, {"step": step}, {"robust_accuracy": 0.1 * step})
+    checkpoints.close()
+    return folder, shape, stepped
+
+
+def files(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
+
+
+def flip(path, bit):
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def restored_after(folder, shape, path, bit):
+    """What a folder restores to with one bit of one file flipped: (state, position, warnings)."""
+    flip(path, bit)
+    checkpoints = checkpoint.Checkpoints(folder, select="robust_accuracy")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found, position = checkpoints.restore(shape)
+    checkpoints.close()
+    return found, position, [str(warning.message) for warning in said]
+
+
+def refused_or_identical(kept, tmp_path, paths, flips):
+    """Flips bits of the newest checkpoint's files, one at a time; returns how often it was refused."""
+    folder, shape, newest = kept
+    rng, refused = random.Random(0), 0
+    for path in paths:
+        for _ in range(flips):
+            copy = tmp_path / "copy"
+            shutil.copytree(folder, copy)
+            target = copy / path.relative_to(folder)
+            found, position, said = restored_after(copy, shape, target, rng.randrange(8 * path.stat().st_size))
+            if any("checkpoints/2 is damaged: " in line for line in said):
+                refused += 1
+                assert int(found.step) == position["step"] == 1
+                assert (copy / "damaged" / "2").is_dir()
+            else:
+                assert position == {"step": 2}
+                jax.tree.map(np.testing.assert_array_equal, found, newest)
+            shutil.rmtree(copy)
+    return refused
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a read that another one ended
+def test_a_flipped_bit_of_weights_position_or_digests_is_refused_by_name(kept, tmp_path):
+    newest = kept[0] / "checkpoints" / "2"
+    data = [max(files(newest / "state" / "d"), key=lambda path: path.stat().st_size)]
+    paths = [*data, newest / "data" / "metadata", newest / "record" / "metadata"]
+    assert refused_or_identical(kept, tmp_path, paths, flips=1) == len(paths)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a read that another one ended
+@pytest.mark.slow
+def test_a_flipped_bit_of_any_file_is_refused_by_name_or_harmless(kept, tmp_path):
+    paths = files(kept[0] / "checkpoints" / "2")
+    assert len(paths) > 12
+    assert refused_or_identical(kept, tmp_path, paths, flips=3) > len(paths)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a read that another one ended
+def test_evaluation_refuses_other_bits_than_were_written(run):
+    newest = checkpoint.Checkpoints(run, read_only=True).latest()
+    (path,) = [path for path in files(run / "checkpoints" / str(newest) / "state" / "d")]
+    flip(path, 8 * path.stat().st_size // 2)
+    with pytest.raises(ValueError, match=rf"checkpoint .*/{newest} is damaged: .*; ask for another checkpoint"):
+        checkpoint.load(run, "latest", "raw")
+
+
+def test_metrics_that_cannot_be_believed_select_no_best(run):
+    newest = checkpoint.Checkpoints(run, read_only=True).latest()
+    path = run / "checkpoints" / str(newest) / "record" / "metadata"
+    path.write_text(path.read_text().replace("ema_robust_accuracy", "ema_robust_accurate"))
+    with pytest.raises(ValueError, match=rf"checkpoint .*/{newest} is damaged: its record"):
+        checkpoint.load(run, "best")
+
+
+def test_an_older_checkpoint_without_digests_is_read_with_a_note(kept, tmp_path):
+    folder, shape, newest = kept
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "checkpoints" / "2" / "record")
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    with pytest.warns(UserWarning, match="2 has no digests"):
+        found, _ = checkpoints.restore(shape)
+    jax.tree.map(np.testing.assert_array_equal, found, newest)
+
+
+def test_intact_checkpoints_of_another_model_are_named_by_leaf_and_stay_where_they_are(run):
+    e = experiment.build(config(model__width=32))
+    shape = jax.eval_shape(lambda: state.create(e.module, e.tx, e.dataset.image_shape, 0, True))
+    checkpoints = checkpoint.Checkpoints(run)
+    present = checkpoints.manager.all_steps()
+    with pytest.raises(
+        ValueError, match=r"of another model.*: params/.* is float32\[.*\] there and float32\[.*\] here"
+    ):
+        checkpoints.restore(shape)
+    assert checkpoints.manager.all_steps() == present and not (run / "damaged").exists()
+
+
+def test_a_leaf_that_only_one_side_has_differs():
+    one = {"params": {"w": np.zeros((2, 3), np.float32)}}
+    two = {"params": {"w": np.zeros((2, 3), np.float32)}, "average": {"w": np.zeros(2, np.int32)}}
+    sides = digests.describe(one), digests.describe(two)
+    assert digests.difference(sides[0], sides[0]) is None
+    assert digests.difference(*sides) == "average/w is absent there and int32[2] here"
+    assert digests.difference(*sides[::-1]) == "average/w is int32[2] there and absent here"
+
+
+# ------------------------------------------------------------------------------------------- what is saved, and where
+
+
+def test_a_state_that_is_not_finite_is_never_written(kept, tmp_path):
+    _, _, good = kept
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save(2, good, {})
+    bad = good.replace(params=good.params | {"head": jax.tree.map(lambda x: x.at[0].set(np.nan), good.params["head"])})
+    with pytest.raises(checkpoint.NonFiniteError, match=r"step 3: params/head/bias is not finite, not saved; .*/2$"):
+        checkpoints.wait()
+        checkpoints.save(3, bad, {})
+    assert checkpoints.latest() == 2
+    checkpoints.close()
+
+
+def test_a_disk_that_is_full_is_one_line_and_leaves_what_was_good(kept, tmp_path, capfd):
+    _, shape, good = kept
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save(1, good, {"step": 1})
+    checkpoints.wait()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (512, limits[1]))  # a write past that fails as on a full disk
+    try:
+        with pytest.raises(checkpoint.StorageError) as error:
+            checkpoints.save(2, good, {"step": 2})
+            checkpoints.wait()
+        checkpoints.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    line = rf"workdir = '{tmp_path}': cannot write a checkpoint: File too large; the last good checkpoint is .*/1; make"
+    assert error.match(line) and "\n" not in str(error.value)
+    assert "Traceback" not in capfd.readouterr().err
+    again = checkpoint.Checkpoints(
+        tmp_path, read_only=True
+    )  # resuming with space made: tests/training/test_recovery.py
+    assert again.restore(shape)[1] == {"step": 1}
+
+
+@pytest.mark.parametrize("name", ["lr[3]", "what?", "all*"])
+def test_a_folder_whose_checkpoints_would_be_lost_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=r"must not contain . "):
+        checkpoint.check_path(tmp_path / name)
+    with pytest.raises(ValueError, match=r"must not contain"):
+        loop.run(config(), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_workdir_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ValueError, match=r"must be a folder; .*/file is a file$"):
+            loop.run(config(), path)
+
+
+@pytest.mark.parametrize(("content", "message"), [("", "is empty"), ('{"seed": 0, "da', "is no JSON")])
+def test_a_torn_config_is_one_line(run, content, message):
+    (run / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"config\.json: {message}"):
+        loop.claim(run, config())
+    with pytest.raises(ValueError, match=rf"config\.json: {message}"):
+        checkpoint.load(run)
+
+
+def test_a_folder_in_use_is_refused_before_anything_is_compiled(tmp_path):
+    with locks.hold(tmp_path), pytest.raises(ValueError, match=r"workdir = .*: in use by pid \d+ on .*"):
+        loop.run(config(), tmp_path, live=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_data_that_changed_since_the_run_began_are_refused_by_split(tmp_path, split):
+    """Twelve test images moved to train; or one label of the test split corrected."""
+    images, labels = np.zeros((40, 8, 8, 1), np.uint8), np.arange(40) % 4
+
+    def dataset(train, test, labels=labels):
+        parts = {"train": train, "validation": slice(0, 8), "test": test}
+        for name, part in parts.items():
+            np.savez(tmp_path / f"{name}.npz", image=images[part], label=labels[part])
+        return data.build("npz", path=str(tmp_path))
+
+    loop.claim(tmp_path / "run", config(), dataset(slice(8, 20), slice(20, 40)))
+    loop.claim(tmp_path / "run", config(), dataset(slice(8, 20), slice(20, 40)))
+    if split == "train":
+        changed, line = dataset(slice(8, 32), slice(32, 40)), r"train split is not .* \(12 examples there, 24 here;"
+    else:
+        changed, line = (
+            dataset(slice(8, 20), slice(20, 40), np.where(np.arange(40) == 33, 0, labels)),
+            "test split is not",
+        )
+    with pytest.raises(ValueError, match=line):
+        loop.claim(tmp_path / "run", config(), changed)
+
+
+def test_the_environment_of_a_resumption_is_noted_beside_the_first(tmp_path, monkeypatch):
+    loop.claim(tmp_path, config())
+    first = json.loads((tmp_path / "environment.json").read_text())
+    loop.claim(tmp_path, config())
+    assert json.loads((tmp_path / "environment.json").read_text()) == first
+    monkeypatch.setattr(loop.provenance, "revision", lambda: "another")
+    loop.claim(tmp_path, config())
+    loop.claim(tmp_path, config())
+    then = json.loads((tmp_path / "environment.json").read_text())
+    assert [entry["git"] for entry in then.pop("resumed")] == ["another"] and then == first
