@@ -14,6 +14,8 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from robust_vit.data import catalogue, checks, host, mixing, pipeline, sources, splits
 from robust_vit.data.pipeline import evaluate, train
 from robust_vit.data.sources import REQUIRED, names, option_types, options, parse_location, read_option
@@ -117,6 +119,23 @@ class Dataset:
     def image_shape(self) -> tuple[int, int, int]:
         """(H, W, C) after the evaluation transforms."""
         return pipeline.image_shape(self.train, self.evaluation_transforms)
+
+    def arrays(self, split: str = "test", limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Reads a split into memory, after the evaluation transforms.
+
+        Args:
+          split: "train", "validation" or "test".
+          limit: at most so many examples, always the same ones.
+
+        Returns:
+          images [N,H,W,C] uint8, labels [N] int32.
+        """
+        batches = pipeline.evaluate(
+            self.split(split), batch_size=256, transforms=self.evaluation_transforms, limit=limit
+        )
+        parts = [(batch["image"][batch["mask"]], batch["label"][batch["mask"]]) for batch in batches]
+        images, labels = (np.concatenate(arrays) for arrays in zip(*parts))
+        return images, labels
 
 
 def build(

@@ -299,3 +299,13 @@ def test_a_set_that_is_not_prepared_says_the_next_command(tmp_path):
     assert text.startswith("train split of tfds: data.options.dataset = 'imagenet2012:5.1.0': must be prepared")
     assert f"`python launch/prepare_data.py imagenet2012:5.1.0 --data_dir={tmp_path}`" in text
     assert ":synthetic`" in text and "\n" not in text
+
+
+@pytest.mark.parametrize("limit", [None, 5])
+def test_a_split_as_arrays_is_what_the_pipeline_gives(limit):
+    dataset = data.build("digits")
+    images, labels = dataset.arrays("test", limit=limit)
+    assert images.dtype == np.uint8 and len(images) == len(labels) == (limit or len(dataset.test))
+    batch = next(iter(data.evaluate(dataset.test, batch_size=len(dataset.test), limit=limit)))
+    np.testing.assert_array_equal(images, batch["image"][batch["mask"]])
+    np.testing.assert_array_equal(labels, batch["label"][batch["mask"]])
