@@ -18,6 +18,7 @@ from robust_vit.evaluation.autoattack import arguments, ensembles, runs
 from robust_vit.evaluation.autoattack.driver import RESULT, autoattack
 from robust_vit.evaluation.autoattack.quick import gap
 from robust_vit.evaluation.autoattack.results import Result
+from robust_vit.evaluation.leaderboard import save_adversarial
 from robust_vit.evaluation.suites import leaderboard, options
 from robust_vit.evaluation.suites.context import Context
 from robust_vit.models.parts import forms
@@ -106,9 +107,7 @@ def _files(context: Context, result: Result, labels: np.ndarray, folder: pathlib
     """Writes what was asked for beside the ledger, and says where."""
     written = {}
     if context.options.get("autoattack_images") and folder is not None:
-        from robust_vit.evaluation import robustbench  # with its image decoders, which an evaluation does not need
-
-        robustbench.save_adversarial(folder / IMAGES, result, labels)
+        save_adversarial(folder / IMAGES, result, labels)
         written["images"] = str(folder / IMAGES)
     if (path := leaderboard.write(context, result)) is not None:
         written["robustbench"] = str(path)

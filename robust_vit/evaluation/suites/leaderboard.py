@@ -9,12 +9,12 @@ import pathlib
 from typing import Any
 
 from robust_vit import errors
+from robust_vit.evaluation import leaderboard
+from robust_vit.evaluation.leaderboard import AUTHOR_FIELDS, POINTS
 from robust_vit.evaluation.suites import options
 from robust_vit.evaluation.suites.context import Context
 
 FOLDER = "robustbench"
-POINTS = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}  # of the leaderboards
-AUTHOR_FIELDS = ("link", "name", "authors", "venue", "architecture")
 
 OPTIONS = {
     "robustbench_id": options.text(f"Writes {FOLDER}/<dataset>/<threat>/<id>.json, the leaderboard's form."),
@@ -42,14 +42,12 @@ def write(context: Context, result: Any) -> pathlib.Path | None:
     model = context.options.get("robustbench_id")
     if model is None or result.version != "standard":
         return None
-    from robust_vit.evaluation import robustbench  # with its image decoders, which an evaluation does not need
-
     dataset = _dataset(context)
     author = {field: context.options.get(f"robustbench_{field}", "") for field in AUTHOR_FIELDS}
     if result.examples != POINTS[dataset]:
         author["footnote"] = f"Evaluated on {result.examples} points; the leaderboard's are {POINTS[dataset]}."
-    form = robustbench.entry(result, dataset=dataset, **author)
-    return robustbench.write_entry(context.workdir / FOLDER, model, context.norm, form)
+    form = leaderboard.entry(result, dataset=dataset, **author)
+    return leaderboard.write_entry(context.workdir / FOLDER, model, context.norm, form)
 
 
 def _dataset(context: Context) -> str:
