@@ -3,9 +3,8 @@
 matplotlib only, drawn on figures of their own: no window, no pyplot, no global state, so that any thread may draw.
 """
 
-import json
+import io
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
+from robust_vit import provenance
 from robust_vit.evaluation.record import pixels
 
 # One colour a meaning, in every picture (Okabe and Ito's, which colour-blind readers can tell apart).
@@ -57,66 +56,97 @@ DPI = 160
 Path = str | os.PathLike[str]
 
 
-def curves(metrics: Path, out: Path) -> None:
-    """Draws a training run: loss, accuracies, epsilon and learning rate over epochs.
+def curves(
+    metrics: Path,
+    out: Path | None = None,
+    *,
+    selected: int | None = None,
+    select: str = "",
+    training_attack: str = "",
+    validation_attack: str = "",
+) -> Figure:
+    """Draws a training run: loss, accuracies, epsilon (where it trained on an attack) and learning rate over epochs.
 
     Args:
       metrics: metrics.jsonl, rows {"kind": "train" or "validation", "step", "epoch", ...}; a torn last line is skipped.
-      out: the PNG to write.
+      out: the PNG to write; None writes none.
+      selected: the step of the checkpoint that is reported; it is circled.
+      select: the metric by which it was selected, a figure of the validation rows.
+      training_attack, validation_attack: in words, for the titles.
+
+    Returns:
+      The figure.
 
     Raises:
       ValueError: if the file has no training row.
     """
-    rows = _rows(metrics)
+    rows = provenance.read_lines(metrics)
     train = [row for row in rows if row.get("kind") == "train"]
     validation = [row for row in rows if row.get("kind") == "validation"]
     if not train:
         raise ValueError(f"{metrics}: has no row of kind 'train' to draw")
+    attacked = any(row.get("epsilon") is not None for row in train)
     with mpl.rc_context(STYLE):
-        figure, ((loss, accuracy), (epsilon, rate)) = _figure(10.4, 6.4, 2, 2, height_ratios=(1.9, 1))
+        figure = _canvas(10.4, 7.0)
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1, wspace=0.04, hspace=0.03)
-        _line(loss, train, "loss", LOSS)
-        loss.set_title("training loss")
-        _accuracies(accuracy, train, validation)
-        _line(epsilon, train, "epsilon", EPSILON, fill=True)
-        epsilon.set_title("epsilon of the training attack")
-        epsilon.yaxis.set_major_formatter(FuncFormatter(lambda value, _: pixels(value)))
-        _line(rate, train, "learning_rate", RATE, fill=True)
-        rate.set_title("learning rate")
-        rate.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        below = ["epsilon", "rate"] if attacked else ["rate", "rate"]
+        axes = figure.subplot_mosaic([["loss", "accuracy"], below], height_ratios=(1.9, 1))
+        _line(axes["loss"], train, "loss", LOSS)
+        axes["loss"].set_title("training loss")
+        _accuracies(axes["accuracy"], train, validation, selected, select)
+        axes["accuracy"].set_title(_titled("accuracy", "robust in validation", validation_attack), pad=26)
+        if attacked:
+            _line(axes["epsilon"], train, "epsilon", EPSILON, fill=True)
+            axes["epsilon"].set_title(_titled("epsilon in training", "", training_attack))
+            axes["epsilon"].yaxis.set_major_formatter(FuncFormatter(lambda value, _: pixels(value)))
+        _line(axes["rate"], train, "learning_rate", RATE, fill=True)
+        axes["rate"].set_title("learning rate")
+        axes["rate"].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
         right = max(_epoch(row) for row in train + validation)
-        for axes in (loss, accuracy, epsilon, rate):
-            axes.set_xlim(0, right)
-        for axes in (epsilon, rate):
-            axes.set_ylim(bottom=0)
-            axes.set_xlabel("epoch" if "epoch" in train[0] else "step")
-        _save(figure, out)
+        for name, panel in axes.items():
+            panel.set_xlim(0, right)
+            if name in below:
+                panel.set_ylim(bottom=0)
+                panel.set_xlabel("epoch" if "epoch" in train[0] else "step")
+        return _save(figure, out)
 
 
-def _accuracies(axes: Axes, train: list[dict], validation: list[dict]) -> None:
-    """Training accuracies as faint lines, validation as points joined; averaged weights dashed."""
-    axes.set_title("accuracy")
+def _titled(title: str, before: str, attack: str) -> str:
+    words = f"{before}: {attack}" if before else attack
+    return f"{title} ({words})" if attack else title
+
+
+def _accuracies(axes: Axes, train: list[dict], validation: list[dict], selected: int | None, select: str) -> None:
+    """Training accuracies as faint lines, validation as points joined; averaged weights dashed; the selected circled.
+
+    Words stand above and below the panel, where no line can be.
+    """
     for name, colour, word in (("clean_accuracy", CLEAN, "clean"), ("robust_accuracy", ROBUST, "robust")):
         _line(axes, train, name, colour, alpha=0.3, linewidth=1.2, label=f"{word}, training")
         points = {"marker": "o", "markersize": 4, "clip_on": False, "zorder": 3}
         _line(axes, validation, name, colour, label=f"{word}, validation", **points)
-        averaged = f"{word}, validation, averaged weights"
+        averaged = f"{word}, averaged weights"
         _line(axes, validation, f"ema_{name}", colour, linestyle=(0, (4, 2)), linewidth=1.4, label=averaged)
-    best = max(validation, key=lambda row: (_robust(row), row["step"]), default=None)  # the latest of equals
-    if best is not None and _robust(best) >= 0:
-        point = (_epoch(best), _robust(best))
-        axes.plot(*point, "o", markersize=11, markerfacecolor="none", markeredgecolor=ROBUST, clip_on=False)
-        halo = [withStroke(linewidth=3, foreground="white")]
-        place = {"ha": "right", "va": "top", "textcoords": "offset points", "path_effects": halo, "zorder": 4}
-        axes.annotate(f"best {point[1]:.1%}", point, (4, -16), color=ROBUST, **place)
+    entries = axes.get_legend_handles_labels()
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.legend(loc="lower right", handlelength=2.2, labelspacing=0.35)
+    for row in validation:
+        if row["step"] == selected and row.get(select) is not None:
+            colour = CLEAN if "clean" in select else ROBUST
+            ring = {"markersize": 11, "markerfacecolor": "none", "markeredgecolor": colour, "clip_on": False}
+            (drawn,) = axes.plot(_epoch(row), row[select], "o", **ring)
+            words = f"selected by {metric_words(select)}: {row[select]:.1%} at step {selected}"
+            above = {"loc": "lower left", "bbox_to_anchor": (-0.025, 1.0), "borderaxespad": 0.1}
+            axes.add_artist(axes.legend([drawn], [words], handlelength=1, fontsize=8, **above))
+    if entries[1]:
+        below = {"loc": "upper left", "bbox_to_anchor": (-0.025, -0.07), "borderaxespad": 0.2}
+        axes.legend(*entries, ncols=2, handlelength=2.2, labelspacing=0.35, columnspacing=1.2, **below)
 
 
-def _robust(row: Mapping[str, Any]) -> float:
-    """Robust accuracy of the averaged weights, where there are any; -1 where nothing was measured."""
-    return row.get("ema_robust_accuracy", row.get("robust_accuracy", -1.0))
+def metric_words(name: str) -> str:
+    """`robust accuracy of the averaged weights` for "ema_robust_accuracy"."""
+    words = name.removeprefix("ema_").replace("_", " ")
+    return f"{words} of the averaged weights" if name.startswith("ema_") else words
 
 
 def _line(axes: Axes, rows: list[dict], name: str, colour: str, fill: bool = False, **style: Any) -> None:
@@ -133,17 +163,6 @@ def _epoch(row: Mapping[str, Any]) -> float:
     return row["epoch"] if "epoch" in row else row["step"]
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file; the line that a kill has torn is left out."""
-    rows = []
-    for line in pathlib.Path(path).read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
-
-
 def examples(
     images: np.ndarray,
     adversarial: np.ndarray,
@@ -152,8 +171,9 @@ def examples(
     adversarial_probabilities: np.ndarray,
     class_names: Sequence[str],
     epsilon: float,
-    out: Path,
-) -> None:
+    out: Path | None = None,
+    attack: str = "",
+) -> Figure:
     """Draws images, what the attack added, and the sum, with predictions in green where right and red where wrong.
 
     Args:
@@ -162,16 +182,22 @@ def examples(
       clean_probabilities, adversarial_probabilities: [B,K].
       class_names: [K] words.
       epsilon: of the attack, for the title.
-      out: the PNG to write.
+      out: the PNG to write; None writes none.
+      attack: in words, for the title.
+
+    Returns:
+      The figure.
     """
     images, adversarial = np.asarray(images, np.float64), np.asarray(adversarial, np.float64)
     change = adversarial - images
     limit = max(float(np.abs(change).max()), 1e-8)
     count = len(images)
     with mpl.rc_context(STYLE | {"axes.grid": False}):
-        height = 0.95 + 3 * 1.27 * images.shape[1] / images.shape[2]
+        height = (1.2 if attack else 0.95) + 3 * 1.27 * images.shape[1] / images.shape[2]
         figure, grid = _figure(1.32 * count + 0.85, height, 3, count, squeeze=False)
         figure.get_layout_engine().set(w_pad=0.04, h_pad=0.03, hspace=0.01)
+        if attack:
+            figure.suptitle(attack, x=0.01, ha="left", fontsize=11, fontweight="bold")
         for column in range(count):
             name = class_names[int(labels[column])]
             _picture(grid[0, column], images[column])
@@ -190,7 +216,7 @@ def examples(
         else:
             text = f"colours: change × {0.5 / limit:.3g} around grey"
             grid[1, -1].set_xlabel(text, ha="right", x=1.0, fontsize=8)
-        _save(figure, out)
+        return _save(figure, out)
 
 
 def _picture(axes: Axes, image: np.ndarray) -> None:
@@ -231,13 +257,16 @@ def _bare(axes: Axes) -> None:
         spine.set_visible(False)
 
 
-def sweep(result: Mapping[str, Any], out: Path) -> None:
+def sweep(result: Mapping[str, Any], out: Path | None = None) -> Figure:
     """Draws accuracy against epsilon with its 95 % interval.
 
     Args:
       result: of the suite "sweep": "curve", rows of "epsilon", "accuracy", "interval"; "norm", "steps", and
         "threat_epsilon", which is marked.
-      out: the PNG to write.
+      out: the PNG to write; None writes none.
+
+    Returns:
+      The figure.
     """
     curve = sorted(result["curve"], key=lambda row: row["epsilon"])
     epsilon, accuracy = (np.array([row[name] for row in curve]) for name in ("epsilon", "accuracy"))
@@ -262,21 +291,27 @@ def sweep(result: Mapping[str, Any], out: Path) -> None:
         axes.set(xlim=(0, epsilon[-1]), ylim=(0, 1.0), xlabel="epsilon, fraction of the pixel range")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.legend(loc="upper right")
-        _save(figure, out)
+        figure.legend(loc="outside lower left", ncols=2)
+        return _save(figure, out)
+
+
+def _canvas(width: float, height: float) -> Figure:
+    """An empty figure with its own canvas."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def _figure(width: float, height: float, rows: int, columns: int, *, squeeze: bool = True, **grid: Any) -> tuple:
     """A figure with its own canvas and a grid of axes that share nothing."""
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = _canvas(width, height)
     return figure, figure.subplots(rows, columns, squeeze=squeeze, gridspec_kw=grid or None)
 
 
-def _save(figure: Figure, out: Path) -> None:
+def _save(figure: Figure, out: Path | None) -> Figure:
     """Writes the PNG in one step, so that a page that shows it never sees half a picture."""
-    out = pathlib.Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = out.with_name(f".{out.stem}.{os.getpid()}.png")
-    figure.savefig(scratch)
-    os.replace(scratch, out)
+    if out is not None:
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png")
+        provenance.write_atomically(out, picture.getvalue())
+    return figure

@@ -5,10 +5,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from matplotlib.figure import Figure
 
 from robust_vit import attacks, models, parallel, randomness
 from robust_vit.analysis import plots
+from robust_vit.config import ConfigDict
 from robust_vit.evaluation import record, suites, tables
+from robust_vit.evaluation.record import pixels
 from robust_vit.pixels import as_float
 from robust_vit.training import checkpoint
 from robust_vit.training.experiment import Experiment, evaluation_batches
@@ -35,6 +38,7 @@ def finish(experiment: Experiment, workdir: pathlib.Path) -> dict[str, Any]:
         result = record.read(path)
     if parallel.is_main():
         tables.show(result, class_names=context.class_names)
+        draw_curves(config, workdir, step)
         draw(context, workdir, result)
     return result
 
@@ -54,13 +58,27 @@ def context_of(experiment: Experiment, module: Any, variables: dict, workdir: pa
         module=module,
         variables=variables,
         workdir=workdir,
-        class_names=getattr(experiment.dataset.test, "class_names", None),
+        class_names=list(experiment.dataset.class_names or ()) or None,
+    )
+
+
+def draw_curves(config: ConfigDict, workdir: pathlib.Path, step: int) -> Figure:
+    """Writes `curves.png`: the checkpoint that is reported circled, the attacks of training and validation named."""
+    c, validation = config.attack, config.validation
+    steps = f"-{c.steps}" if c.name == "pgd" else ""
+    threat = f"{c.norm.capitalize()} {pixels(c.epsilon)}"
+    return plots.curves(
+        workdir / "metrics.jsonl",
+        workdir / "curves.png",
+        selected=step,
+        select=checkpoint.selection(config),
+        training_attack=f"{c.name.upper()}{steps}, {c.norm.capitalize()}",
+        validation_attack=f"PGD-{validation.steps}, {threat}",
     )
 
 
 def draw(context: suites.Context, workdir: pathlib.Path, result: dict[str, Any]) -> None:
-    """Writes the pictures of a run."""
-    plots.curves(workdir / "metrics.jsonl", workdir / "curves.png")
+    """Writes `examples.png`, and `sweep.png` where a sweep was measured."""
     if "sweep" in result:
         plots.sweep(result["sweep"], workdir / "sweep.png")
     images, labels, indices = pictured(context)
@@ -77,6 +95,7 @@ def draw(context: suites.Context, workdir: pathlib.Path, result: dict[str, Any])
         context.class_names or [str(k) for k in range(context.module.num_classes)],
         context.epsilon,
         workdir / "examples.png",
+        f"PGD-{context.steps}, {context.norm.capitalize()} {pixels(context.epsilon)}",
     )
 
 
