@@ -34,6 +34,7 @@ from robust_vit.subject import (
     from_run,
     from_torch,
     on_data,
+    robustbench_batches,
     split_batches,
 )
 from robust_vit.threat import Threat, fraction
@@ -72,6 +73,10 @@ _ADAPTIVE = _text(
 _TRANSFER_FROM = _text(
     "transfer_from", None, "A run, a folder of converted weights: its adversarial images join the masking report."
 )
+_ROBUSTBENCH_LIST = _text(
+    "robustbench_list", None, "RobustBench's imagenet_test_image_ids.txt: its images, of --data=folder:/validation."
+)
+_PREPROCESSING = _text("robustbench_preprocessing", "Res256Crop224", "RobustBench's name of the model's preprocessing.")
 _BATCH_SIZE = _whole("batch_size", None, "Examples a batch; config.evaluation.batch_size by default.")
 _LIMIT = _whole("limit", None, "At most so many examples, always the same ones.")
 _SEED = _whole("seed", None, "Of the attacks; the run's by default.")
@@ -207,12 +212,22 @@ def context_of(subject: Subject, batches: Iterable[dict], source: Any) -> suites
         workdir=pathlib.Path(_WORKDIR.value) if _WORKDIR.value else None,
         class_names=catalogue.class_names(source),
         num_classes=source.num_classes,
-        dataset=_DATA.value or config_lib.plain(config.data.options).get("dataset", config.data.name),
+        dataset="imagenet"
+        if _ROBUSTBENCH_LIST.value
+        else _DATA.value or config_lib.plain(config.data.options).get("dataset", config.data.name),
         transfer_from=None if _TRANSFER_FROM.value is None else load(_TRANSFER_FROM.value),
         adaptive=_ADAPTIVE.value,
         options=suites.read_options(_OPTION.value),
         say=_say,
     )
+
+
+def examples(config: config_lib.ConfigDict) -> tuple[Any, Any]:
+    """The batches to measure, and their source."""
+    size = _BATCH_SIZE.value, _LIMIT.value
+    if _ROBUSTBENCH_LIST.value is not None:
+        return robustbench_batches(config, _ROBUSTBENCH_LIST.value, _PREPROCESSING.value, *size)
+    return split_batches(config, _SPLIT.value, *size)
 
 
 def _say(line: str) -> None:
@@ -223,7 +238,12 @@ def _say(line: str) -> None:
 def split_name(examples: int) -> str:
     """Which examples these are, as result.json names them."""
     limited = _LIMIT.value is not None and _LIMIT.value < examples
-    parts = [_SPLIT.value, *([_DATA.value] if _DATA.value else []), *([f"{_LIMIT.value} examples"] if limited else [])]
+    listed = [f"RobustBench's list, {_PREPROCESSING.value}"] if _ROBUSTBENCH_LIST.value else []
+    parts = [
+        *(listed or [_SPLIT.value]),
+        *([_DATA.value] if _DATA.value else []),
+        *([f"{_LIMIT.value} examples"] if limited else []),
+    ]
     return ", ".join(parts)
 
 
@@ -236,7 +256,7 @@ def evaluate() -> dict[str, Any]:
     if path is not None:
         record.read(path)  # a damaged one is told before hours are spent
     measured = subject()
-    batches, source = split_batches(measured.config, _SPLIT.value, _BATCH_SIZE.value, _LIMIT.value)
+    batches, source = examples(measured.config)
     check_fit(measured, batches, source)
     context = context_of(measured, batches, source)
     result = suites.evaluate(names, context, path, split=split_name(len(source)), **measured.weights)

@@ -122,17 +122,38 @@ def split_batches(
     """Opens a split of a configuration's data: this host's masked batches, re-iterable, and their source."""
     dataset = experiment.build_data(config)
     source = dataset.split(split)
-    batches = pipeline.evaluate(
+    return _batches(config, source, dataset.evaluation_transforms, batch_size, limit), source
+
+
+def robustbench_batches(
+    config: ConfigDict, names: str, preprocessing: str, batch_size: int | None = None, limit: int | None = None
+) -> tuple[pipeline.Evaluation, Any]:
+    """`split_batches` for the ImageNet images that RobustBench's list file names, preprocessed as it does.
+
+    Raises:
+      ValueError: if the data are no folder, or as `robustbench.Subset`.
+    """
+    from robust_vit.evaluation import robustbench
+
+    check("data", config.data.name, config.data.name == "folder", "folder:/path, with ImageNet's validation images")
+    folder = config.data.options["path"]
+    source = robustbench.Subset(names, folder, preprocessing, sha256=robustbench.LIST_SHA256)
+    return _batches(config, source, (), batch_size, limit), source
+
+
+def _batches(
+    config: ConfigDict, source: Any, transforms: Any, batch_size: int | None, limit: int | None
+) -> pipeline.Evaluation:
+    return pipeline.evaluate(
         source,
         batch_size=batch_size or config.evaluation.batch_size,
-        transforms=dataset.evaluation_transforms,
+        transforms=transforms,
         host_index=jax.process_index(),
         host_count=jax.process_count(),
         limit=limit,
         workers=config.data.workers,
         on_bad_image=config.data.on_bad_image,
     )
-    return batches, source
 
 
 def check_fit(subject: Subject, batches: Any, source: Any) -> None:

@@ -4,13 +4,17 @@ import dataclasses
 import hashlib
 import io
 import json
+import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from robust_vit.evaluation import robustbench
+from robust_vit import evaluate
+from robust_vit.evaluation import robustbench, suites
 from robust_vit.evaluation.autoattack.results import Result
+from robust_vit.evaluation.suites import leaderboard
 from robust_vit.evaluation.verification import Verification
 
 NAMES = ["n02/b.JPEG", "n01/a.JPEG", "n03/c.JPEG"]  # the order of the list, not of the classes
@@ -126,3 +130,41 @@ def test_adversarial_images_come_back(result):
         assert (
             list(stored["labels"]) == [0, 1, 2, 3] and str(stored["norm"]) == "linf" and str(stored["weights"]) == "abc"
         )
+
+
+# --------------------------------------------------------------------------------------------------- by the command
+
+
+def test_the_list_is_evaluated_by_the_command(imagenet, tmp_path, monkeypatch, capsys):
+    """In the list's order, preprocessed, with the labels of the folders; the entry is named by the leaderboard."""
+    path, folder, sha256 = imagenet
+    seen, clean = [], suites.SUITES["clean"]
+    module = type(sys)("mine")
+    module.make = lambda: lambda x: jnp.mean(x, (1, 2)) @ jnp.eye(3, 4)
+    monkeypatch.setitem(sys.modules, "mine", module)
+    monkeypatch.setattr(robustbench, "LIST_SHA256", sha256)
+    monkeypatch.setitem(suites.SUITES, "clean", lambda context: seen.append(context) or clean(context))
+    flags = ("--logits_fn=mine:make", f"--data=folder:{folder}", "--threat=linf-4/255", f"--robustbench_list={path}")
+    result = evaluate.main(["evaluate", "--suite=clean", *flags, "--robustbench_preprocessing=Crop288"])
+    images, labels, indices = seen[0].arrays()
+    assert images.shape == (3, 288, 288, 3) and list(labels) == [2, 1, 3] and list(indices) == [0, 1, 2]
+    assert result["split"].startswith("RobustBench's list, Crop288") and seen[0].dataset == "imagenet"
+
+
+def test_an_entry_is_written_beside_the_result_where_an_id_is_given(result, tmp_path):
+    options = {"robustbench_id": "Me2026", "robustbench_authors": "A. Author", "autoattack_images": True}
+    context = suites.Context(
+        lambda x: x, list, "linf", 4 / 255, workdir=tmp_path, dataset="tfds:cifar10", options=options
+    )
+    leaderboard.check(context, "standard")
+    written = leaderboard.write(context, result)
+    assert written == tmp_path / "robustbench" / "cifar10" / "Linf" / "Me2026.json"
+    form = json.loads(written.read_text())
+    assert form["authors"] == "A. Author" and form["autoattack_acc"] == "50.00" and "4 points" in form["footnote"]
+    assert leaderboard.write(context, dataclasses.replace(result, version="quick")) is None
+    with pytest.raises(ValueError, match="autoattack_version = 'plus': must be 'standard'"):
+        leaderboard.check(context, "plus")
+    with pytest.raises(
+        ValueError, match="given as one of cifar10, cifar100, imagenet, as the data \\(digits\\) do not"
+    ):
+        leaderboard.check(dataclasses.replace(context, dataset="digits"), "standard")
