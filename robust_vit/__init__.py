@@ -17,7 +17,13 @@ _MODULES = (
     *("analysis", "attacks", "config", "data", "errors", "evaluation", "models", "objectives", "parallel"),
     *("pixels", "provenance", "randomness", "training", "typing"),
 )
-_OBJECTS = {"Classifier": "classifier", "Threat": "threat", "load": "loading"}
+_OBJECTS = {
+    "Classifier": "classifier",
+    "Threat": "threat",
+    "from_numpy": "foreign",
+    "from_torch": "foreign",
+    "load": "loading",
+}
 
 __all__ = [*_MODULES, *_OBJECTS]
 __getattr__, __dir__ = lazy.attach(__name__, modules=_MODULES, objects=_OBJECTS)

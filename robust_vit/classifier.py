@@ -87,6 +87,8 @@ class Classifier(jax.tree_util.Partial):
     @property
     def weights(self) -> int:
         """How many numbers it learned: its parameters, without running statistics."""
+        if hasattr(self.func, "weights"):  # a network of another library, behind a callback
+            return self.func.weights
         held = self.variables["params"] if self.module is not None else (self.args, self.keywords)
         return sum(leaf.size for leaf in jax.tree.leaves(held) if hasattr(leaf, "size"))
 

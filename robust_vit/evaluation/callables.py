@@ -17,6 +17,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from robust_vit.errors import check
+from robust_vit.host_call import host_call
 from robust_vit.typing import Array, LogitsFn
 
 LOGITS = "one float array of logits [B,K]"
@@ -134,10 +135,10 @@ class _OnHost:
 
     def __call__(self, images: Array) -> Array:
         logits = jax.ShapeDtypeStruct((images.shape[0], self.num_classes), jnp.float32)
-        return jax.pure_callback(self._call, logits, images)
+        return host_call(self._call, logits, images.astype(jnp.float32))
 
-    def _call(self, images: Array) -> np.ndarray:
-        logits = np.asarray(self.function(np.asarray(images, np.float32)))
+    def _call(self, images: np.ndarray) -> np.ndarray:
+        logits = np.asarray(self.function(images))
         check_array(logits, (len(images), self.num_classes))
         return logits.astype(np.float32)
 

@@ -32,7 +32,7 @@ BLOCKERS = {
 }
 CUSTOM = ("custom_jvp_call", "custom_vjp_call")
 RANDOM = {"random_bits", "rng_uniform", "rng_bit_generator", "random_gamma", "threefry2x32"}
-CALLBACKS = {"pure_callback", "io_callback"}
+CALLBACKS = {"pure_callback", "io_callback", "host_callback"}
 ORDER = {"sort", "top_k", "approx_top_k"}
 # Taints that vanish where they only choose between active values, and those that vanish where they multiply one
 # (a mask, or |x| = x sign(x)).
