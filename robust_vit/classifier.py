@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_vit import attacks, models, randomness
-from robust_vit.errors import check, lookup
+from robust_vit.errors import check
 from robust_vit.evaluation.callables import as_logits_fn
 from robust_vit.pixels import as_float
 from robust_vit.threat import Threat
@@ -98,8 +98,7 @@ class Classifier(jax.tree_util.Partial):
         if self._class_names is None and self.config is not None:
             from robust_vit.training import experiment
 
-            names = getattr(experiment.build_data(self.config).train, "class_names", None)
-            self._class_names = None if names is None else tuple(names)
+            self._class_names = experiment.build_data(self.config).class_names
         return self._class_names
 
     def predict(self, images: Any, batch_size: int = BATCH) -> np.ndarray:
@@ -194,8 +193,6 @@ class Classifier(jax.tree_util.Partial):
         from robust_vit.evaluation import suites as suites_lib
 
         names = suites_lib.parse(suites)
-        for option in options:
-            lookup("option", option, suites_lib.OPTIONS)
         batches = self._batches(data, batch_size, limit)
         first = next(iter(batches))
         self._checked(first["image"])

@@ -56,12 +56,12 @@ def from_torch(name: str, config: ConfigDict) -> Subject:
     Raises:
       ValueError: if there is no such module or function, or it returns something else.
     """
-    from robust_vit import torch_bridge
+    from robust_vit import foreign
 
     made = imported("torch", name)()
     module, mean, std = made if isinstance(made, tuple) and len(made) == 3 else (made, None, None)
     normalization = {} if mean is None and std is None else {"mean": mean, "std": std}
-    return Subject(config, torch_bridge.from_torch(module, **normalization), {"step": None, "torch": name})
+    return Subject(config, foreign.from_torch(module, **normalization), {"step": None, "torch": name})
 
 
 def from_converted(directory: str | pathlib.Path, config: ConfigDict, location: str | None = None) -> Subject:

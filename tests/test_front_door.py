@@ -53,7 +53,8 @@ def examples(classifier):
 
 def test_a_run_says_in_one_line_what_it_is(classifier):
     assert repr(classifier) == "ViT, 3.75k weights, step 7, Linf 0.1"
-    assert classifier.threat == rv.Threat("linf", 0.1) and classifier.class_names is None
+    assert classifier.threat == rv.Threat("linf", 0.1)
+    assert classifier.class_names == ("disc", "square", "triangle", "cross")
 
 
 def test_it_is_a_logits_fn_and_a_pytree_of_weights(run_folder, classifier, examples):
@@ -211,7 +212,7 @@ ERRORS = {
         lambda c, x, y, p: rv.Classifier(lambda x: x).attention(x),
         "attention = .<lambda>.: must be asked of a model",
     ),
-    "step": (lambda c, x, y, p: rv.load(p / "run", checkpoint=8), "step = 8: no such checkpoint in .* present are"),
+    "step": (lambda c, x, y, p: rv.load(p / "run", checkpoint=8), "step = 8: no such checkpoint in .*one of .7"),
     "override": (lambda c, x, y, p: rv.load(p / "run", depth=3), "overrides = {'depth': 3}: must be left out"),
 }
 
@@ -227,7 +228,7 @@ def test_what_is_missing_is_said_in_one_line(case, classifier, examples, run_fol
 
 def test_a_run_without_checkpoint_is_said_in_one_line(run_folder, tmp_path):
     (tmp_path / "config.json").write_text((run_folder / "config.json").read_text())
-    with pytest.raises(ValueError, match="no such checkpoint in .*present are") as caught:
+    with pytest.raises(ValueError, match="no such checkpoint in .*holds none yet") as caught:
         rv.load(tmp_path)
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]  # the folder is left as it was

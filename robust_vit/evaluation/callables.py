@@ -128,7 +128,7 @@ def on_host(function: Callable[[np.ndarray], Any], num_classes: int) -> LogitsFn
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _OnHost:
-    """`jax.pure_callback` of a NumPy function."""
+    """A call of a NumPy function from inside a compiled program."""
 
     function: Callable[[np.ndarray], Any]
     num_classes: int
