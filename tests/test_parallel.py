@@ -29,6 +29,14 @@ def test_a_replicated_state_can_be_donated_without_losing_the_original():
     assert original.tolist() == [0.0, 1.0, 2.0]
 
 
+def test_a_copy_to_all_devices_compiles_once():
+    """And not once a call: the trainer and every checkpoint that is restored ask for it."""
+    parallel.replicate(parallel.mesh(), {"a": jnp.arange(7.0), "b": jnp.arange(5)})
+    compiled = parallel._copy_program(parallel.mesh())._cache_size()
+    parallel.replicate(parallel.mesh(), {"a": jnp.arange(7.0) + 1, "b": jnp.arange(5) + 1})
+    assert compiled >= 1 and parallel._copy_program(parallel.mesh())._cache_size() == compiled
+
+
 def test_pmap_equals_jit():
     weights = jax.random.normal(jax.random.key(3), (12, 4))
     logits_fn = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, weights)

@@ -93,7 +93,7 @@ class TensorBoard:
 
         self.summary, self.event, folder = summary, event_pb2, workdir / "tensorboard"
         folder.mkdir(exist_ok=True)
-        self.file = event_file_writer.EventsWriter(str(folder / "events"))
+        self.file = event_file_writer.EventsWriter(str(folder / "events"), f".{start}")
         if start:  # what TensorBoard has seen past this step was not to be
             begin = event_pb2.SessionLog(status=event_pb2.SessionLog.SessionStatus.Value("START"))
             self._put(start + 1, session_log=begin)

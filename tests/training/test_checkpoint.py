@@ -1,5 +1,6 @@
 """Checkpoints: what is kept, what a damaged one does, what evaluation reads."""
 
+import importlib.resources
 import json
 import random
 import resource
@@ -7,6 +8,7 @@ import shutil
 import warnings
 
 import jax
+import jsonschema
 import numpy as np
 import pytest
 from tiny_run import config
@@ -53,6 +55,15 @@ def test_a_run_leaves_its_folder_complete(finished):
     assert "compile_seconds" in train[0] and "clean_accuracy" not in train[0]
     validation = [row for row in rows if row["kind"] == "validation"]
     assert {"clean_accuracy", "robust_accuracy", "ema_clean_accuracy", "ema_robust_accuracy"} <= set(validation[-1])
+
+
+def test_rows_of_a_run_follow_the_schema(finished):
+    schema = json.loads((importlib.resources.files("robust_vit") / "schemas" / "metrics.schema.json").read_text())
+    rows = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        jsonschema.validate(row, schema)
+    named = {name for part in schema["allOf"] for name in part["then"]["properties"]} | set(schema["properties"])
+    assert {name for row in rows for name in row} <= named  # all that is written is described
 
 
 def test_the_latest_few_and_the_best_are_kept(finished):
