@@ -45,7 +45,7 @@ def _example_proposal(keys: Keys, query: Array, channels: int) -> Proposal:
     words = jax.vmap(lambda key: jax.random.bits(key, (5 + -(-channels // 32),), jnp.uint32))(keys)
     places = (words[:, :4] >> 8).astype(jnp.float32) * 2.0**-24
     channel = jnp.arange(channels)
-    bits = (words[:, 5 + channel // 32] >> (channel % 32).astype(jnp.uint32)) & 1
+    bits = (words[:, 5 + channel // 32] >> (channel % 32).astype(jnp.uint32)[None]) & 1  # [B,C]
     return Proposal(places, (words[:, 4] & 1) == 1, 1.0 - 2.0 * bits.astype(jnp.float32))
 
 

@@ -48,7 +48,8 @@ def worthwhile(found: Levels, channels: int) -> bool:
 def number(top: Array, left: Array, signs: Array, width: int) -> Array:
     """Numbers proposals: top, left [...], signs [...,C] -> [...] in 0 .. H * W * 2^C - 1."""
     channels = signs.shape[-1]
-    bits = ((signs < 0) << jnp.arange(channels)).sum(-1)
+    place = jnp.arange(channels).reshape((1,) * (signs.ndim - 1) + (channels,))
+    bits = ((signs < 0) << place).sum(-1)
     return ((top * width + left) << channels) | bits.astype(jnp.int32)
 
 
@@ -67,7 +68,7 @@ def next_query(found: Levels, query: Array, refused: Array, numbers: Array) -> A
     queries = len(found.of_query)
     of_query, proposals, end = (jnp.asarray(column) for column in found)
     now = of_query[jnp.maximum(query - 1, 0)]  # the stretch that `refused` is about
-    ahead = jnp.minimum(query[:, None] + jnp.arange(numbers.shape[1]), queries)
+    ahead = jnp.minimum(query[:, None] + jnp.arange(numbers.shape[1])[None], queries)
     elsewhere = of_query[jnp.minimum(ahead, queries - 1)] != now[:, None]
     fresh = elsewhere | (ahead == queries) | ~jnp.take_along_axis(refused, numbers, axis=1)
     first = jnp.where(fresh.any(axis=1), jnp.argmax(fresh, axis=1), numbers.shape[1] - 1)
@@ -93,5 +94,5 @@ def note(found: Levels, before: Array, query: Array, refused: Array, number: Arr
     of_query = jnp.asarray(found.of_query)
     last = len(found.of_query) - 1
     same = of_query[jnp.clip(before, 0, last)] == of_query[jnp.clip(query, 0, last)]
-    asked = jnp.arange(refused.shape[1]) == number[:, None]
+    asked = jnp.arange(refused.shape[1])[None] == number[:, None]
     return ~better[:, None] & (asked | (refused & same[:, None]))

@@ -188,7 +188,7 @@ class Square:
         """[B] the next tick that can change anything; `ticks` if there is none."""
         if not s.refused.shape[1]:
             return s.tick
-        ahead = s.tick[:, None] + jnp.arange(refusals.LOOKAHEAD)
+        ahead = s.tick[:, None] + jnp.arange(refusals.LOOKAHEAD)[None]  # [B,ahead]
         numbers = jax.vmap(lambda tick: self._number(s, tick, self._draw(s, tick)), in_axes=1, out_axes=1)(ahead)
         query = refusals.next_query(self._levels(s.images.shape), s.tick - 1, s.refused, numbers)
         return jnp.where(s.tick == 0, 0, query + 1)
