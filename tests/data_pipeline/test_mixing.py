@@ -9,7 +9,7 @@ from robust_vit import randomness
 from robust_vit.data import mixing
 
 MIXUP, CUTMIX, MIX = (jax.jit(f, static_argnames="blocks") for f in (mixing.mixup, mixing.cutmix, mixing.mix))
-ERASE = jax.jit(mixing.erase)
+ERASE, DRAW = jax.jit(mixing.erase), jax.jit(mixing.draw_lambda)
 B, H, W, C, K = 8, 10, 12, 3, 5
 
 
@@ -34,7 +34,7 @@ def rolled(x, blocks):
 def test_mixup_is_the_blend_its_targets_say(batch, blocks):
     images, targets = batch
     mixed, soft = MIXUP(keys(), images, targets, 0.8, blocks=blocks)
-    lam = np.asarray(mixing.draw_lambda(keys(), 0.8), np.float64)
+    lam = np.asarray(DRAW(keys(), 0.8), np.float64)
     expected = lam[:, None, None, None] * np.asarray(images, np.float64)
     expected += (1 - lam)[:, None, None, None] * rolled(images, blocks)
     np.testing.assert_allclose(mixed, expected, atol=1e-6)
