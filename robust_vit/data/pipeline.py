@@ -10,6 +10,7 @@ A batch is a dict of NumPy arrays: image uint8 [B,H,W,C], label int32 [B], index
 bool [B].
 """
 
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -24,19 +25,64 @@ from robust_vit.errors import check
 from robust_vit.typing import Source
 
 ENDLESS = 2**40  # batches
+AUTOMATIC = -1  # workers: as many as help
+MANY_CORES = 8  # from here on, one process no longer decodes fast enough
+SHORT_PASS = 4096  # examples
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """Who reads: `workers` processes (0: this one) of `threads` each, and why. The batches do not depend on it."""
+
+    workers: int
+    threads: int
+    why: str
+
+    def __str__(self) -> str:
+        who = f"{self.workers} processes of {self.threads} threads" if self.workers else f"{self.threads} threads"
+        return f"reading data in {who} ({self.why})"
+
+
+def choose(source: Source, workers: int, threads: int, examples: int | None = None) -> Reading:
+    """Decides who reads a source.
+
+    A process costs seconds to start and a copy of every batch, so that images that lie in memory are read several times
+    faster without. Decoding is worth it, but Pillow decodes outside the interpreter's lock: threads of one process keep
+    a few cores busy, and only more cores want processes. A short pass ends before its processes have started.
+
+    Args:
+      source: the examples; the first one is read.
+      workers: `AUTOMATIC`, or how many processes.
+      threads: of each process; decoding in this one alone may take more.
+      examples: in one pass, if passes end.
+    """
+    if workers != AUTOMATIC:
+        return Reading(workers, threads, "as given")
+    if not isinstance(source[0]["image"], bytes):
+        return Reading(0, threads, "nothing to decode")
+    count = cores()
+    if count < MANY_CORES:
+        return Reading(0, max(threads, min(count, 4)), f"encoded images, {count} cores")
+    if examples is not None and examples < SHORT_PASS:
+        return Reading(0, max(threads, 4), f"a short pass over {examples} encoded images")
+    return Reading(min(count // 4, 16), threads, f"encoded images, {count} cores")
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Train:
     """Endless iterator over this host's training batches.
 
     `get_state` and `set_state` give and take {"step": batches taken}; `bad` is a `BadImages` (of this process, since
-    its start); `close` ends the
-    reading threads and processes.
+    its start); `reading` says who reads; `close` ends the reading threads and processes.
     """
 
-    def __init__(self, batches: grain.MapDataset, source: Source, workers: int, threads: int):
-        self.bad = BadImages()
-        self._batches, self._source, self._workers, self._threads = batches, source, workers, threads
+    def __init__(self, batches: grain.MapDataset, source: Source, reading: Reading):
+        self.bad, self.reading = BadImages(), reading
+        self._batches, self._source = batches, source
         self._step, self._reader = 0, None
 
     def __iter__(self) -> "Train":
@@ -44,7 +90,7 @@ class Train:
 
     def __next__(self) -> Batch:
         if self._reader is None:
-            self._reader = read(self._batches[self._step :], self._workers, self._threads)
+            self._reader = read(self._batches[self._step :], self.reading)
         batch = dict(next(self._reader))
         self._step += 1
         for requested, index in zip(batch.pop("requested"), batch["index"]):
@@ -66,18 +112,20 @@ class Train:
 
 
 class Evaluation:
-    """Re-iterable over this host's evaluation batches, `len` of them; `bad` is what the last pass left out."""
+    """Re-iterable over this host's evaluation batches, `len` of them; `bad` is what the last pass left out, `reading`
+    says who reads.
+    """
 
-    def __init__(self, batches: grain.MapDataset, source: Source, examples: int, workers: int, threads: int):
-        self.examples, self.bad = examples, BadImages()
-        self._batches, self._source, self._workers, self._threads = batches, source, workers, threads
+    def __init__(self, batches: grain.MapDataset, source: Source, examples: int, reading: Reading):
+        self.examples, self.bad, self.reading = examples, BadImages(), reading
+        self._batches, self._source = batches, source
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
         self.bad = BadImages()
-        reader = read(self._batches, self._workers, self._threads)
+        reader = read(self._batches, self.reading)
         try:
             for batch in reader:
                 batch = dict(batch)
@@ -88,14 +136,16 @@ class Evaluation:
             reader.close()
 
 
-def read(batches: grain.MapDataset, workers: int, threads: int) -> Any:
+def read(batches: grain.MapDataset, reading: Reading) -> Any:
     """Returns an iterator that reads ahead: in threads, or in worker processes of so many threads each."""
-    if workers:
+    threads = reading.threads
+    if reading.workers:
         # Grain's processes read absl flags, which nobody has parsed in a notebook or a test.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
-        return iter(dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)))
+        options = grain.MultiprocessingOptions(num_workers=reading.workers, per_worker_buffer_size=2)
+        return iter(dataset.mp_prefetch(options))
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)))
 
 
@@ -121,8 +171,8 @@ def train(
       seed: of order and augmentation.
       transforms: see `robust_vit.data.host.build`.
       host_index, host_count: which share of every batch to load.
-      workers: processes that load (0: threads of this process). They are spawned: a script needs `if __name__ ==
-        "__main__":`.
+      workers: processes that load; 0: threads of this process; -1: what suits the source, see `choose`. They are
+        spawned: a script needs `if __name__ == "__main__":`.
       threads: loading threads of each process; also how many batches are read ahead.
       on_bad_image: "error" raises with the file's name; "skip" takes the next good example of the source in its place
         (its `index` says so) and counts it in `bad`. The replacement depends on the source alone, so a restart gives
@@ -133,7 +183,7 @@ def train(
     _check_reading(workers, threads, on_bad_image)
     order = grain.MapDataset.range(len(source)).seed(seed % 2**32).shuffle().repeat()
     make = TrainBatch(Loader(source, tuple(transforms)), order, seed, rows, batch_size, on_bad_image == "skip")
-    return Train(grain.MapDataset.range(ENDLESS).map(make), source, workers, threads)
+    return Train(grain.MapDataset.range(ENDLESS).map(make), source, choose(source, workers, threads))
 
 
 def evaluate(
@@ -170,7 +220,7 @@ def evaluate(
     load = Loader(source, tuple(transforms))
     make = EvaluationBatch(load, chosen, image_shape(source, transforms), rows, batch_size, on_bad_image == "skip")
     batches = grain.MapDataset.range(-(-len(chosen) // batch_size)).map(make)
-    return Evaluation(batches, source, len(chosen), workers, threads)
+    return Evaluation(batches, source, len(chosen), choose(source, workers, threads, len(chosen)))
 
 
 def _rows(batch_size: int, host_index: int, host_count: int) -> range:
@@ -184,6 +234,7 @@ def _rows(batch_size: int, host_index: int, host_count: int) -> range:
 
 
 def _check_reading(workers: int, threads: int, on_bad_image: str) -> None:
-    check("data.workers", workers, 0 <= workers <= 8 * (os.cpu_count() or 1), "between 0 and 8 a core")
+    most = 8 * (os.cpu_count() or 1)
+    check("data.workers", workers, AUTOMATIC <= workers <= most, "between 0 and 8 a core, or -1: as many as help")
     check("data.threads", threads, threads >= 1, "at least 1")
     check("data.on_bad_image", on_bad_image, on_bad_image in ("error", "skip"), "'error' or 'skip'")

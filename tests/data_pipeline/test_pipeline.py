@@ -4,9 +4,10 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from PIL import Image
 
 from robust_vit import data
-from robust_vit.data import arrays, host, pipeline, splits
+from robust_vit.data import arrays, folder, host, pipeline, splits
 
 TRANSFORMS = host.build(["random_crop(8, padding=1)", "flip"])
 
@@ -144,7 +145,7 @@ def test_wrong_keywords_are_named(digits):
         ({"batch_size": 0}, "batch_size = 0"),
         ({"batch_size": 4, "host_index": 1}, "host_index = 1"),
         ({"batch_size": 4, "on_bad_image": "ignore"}, "data.on_bad_image = 'ignore'"),
-        ({"batch_size": 4, "workers": -1}, "data.workers = -1"),
+        ({"batch_size": 4, "workers": -2}, "data.workers = -2: must be between 0 and 8 a core, or -1"),
         ({"batch_size": 4, "threads": 0}, "data.threads = 0"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -171,6 +172,59 @@ def test_a_label_out_of_range_and_unequal_shapes_are_named():
         taken(pipeline.train(uneven, batch_size=8, seed=0), 1)
     with pytest.raises(ValueError, match=r"shape of example 1 = \(2, 3, 1\)"):
         list(pipeline.evaluate(uneven, batch_size=8))
+
+
+def encoded(root):
+    """A source of four PNG files."""
+    for name in "ab":
+        (root / name).mkdir()
+        for i in range(2):
+            pixels = np.random.default_rng(i).integers(0, 256, (12, 10, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return folder.FolderSource(root, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "cores, examples, expected",
+    [
+        (1, None, (0, 2)),
+        (4, None, (0, 4)),
+        (8, None, (2, 2)),
+        (96, None, (16, 2)),
+        (96, 200, (0, 4)),
+        (16, 9999, (4, 2)),
+    ],
+)
+def test_who_decodes_is_chosen_by_cores_and_length(tmp_path, monkeypatch, cores, examples, expected):
+    monkeypatch.setattr(pipeline, "cores", lambda: cores)
+    reading = pipeline.choose(encoded(tmp_path), pipeline.AUTOMATIC, 2, examples)
+    assert (reading.workers, reading.threads) == expected
+    assert "encoded images" in str(reading) and str(reading).startswith("reading data in ")
+
+
+def test_images_in_memory_never_go_to_processes(digits, monkeypatch):
+    monkeypatch.setattr(pipeline, "cores", lambda: 96)
+    for source in (digits, data.build("synthetic").train, numbered(9)):
+        batches = pipeline.train(source, batch_size=4, seed=0, workers=pipeline.AUTOMATIC)
+        assert str(batches.reading) == "reading data in 2 threads (nothing to decode)"
+        evaluation = pipeline.evaluate(source, batch_size=4, workers=pipeline.AUTOMATIC)
+        assert evaluation.reading == batches.reading
+    assert pipeline.choose(digits, 3, 2) == pipeline.Reading(3, 2, "as given")
+
+
+def test_the_choice_changes_no_batch(tmp_path, monkeypatch):
+    source, keywords = encoded(tmp_path), {"transforms": host.build(["random_resized_crop(6)", "flip"])}
+    monkeypatch.setattr(pipeline, "cores", lambda: 4)
+    chosen = pipeline.train(source, batch_size=3, seed=0, workers=pipeline.AUTOMATIC, **keywords)
+    assert chosen.reading.threads == 4
+    assert_equal(taken(chosen, 9), taken(pipeline.train(source, batch_size=3, seed=0, threads=1, **keywords), 9))
+
+
+@pytest.mark.slow
+def test_worker_processes_give_the_same_batches_of_files(tmp_path):
+    source = encoded(tmp_path)
+    keywords = {"batch_size": 3, "seed": 5, "transforms": host.build(["random_resized_crop(6)", "flip"])}
+    assert_equal(taken(pipeline.train(source, workers=2, **keywords), 9), taken(pipeline.train(source, **keywords), 9))
 
 
 @pytest.mark.slow
