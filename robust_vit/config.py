@@ -29,7 +29,7 @@ def base() -> ConfigDict:
     config.data.batch_size = 128  # images a step, over all devices and hosts
     config.data.train_transforms = ()  # robust_vit.data.host specs, applied to each training image on the host
     config.data.evaluation_transforms = ()  # the same for validation and test
-    config.data.workers = -1  # processes that decode and augment; 0: in this one; -1: as many as help
+    config.data.workers = 0  # processes that decode and augment; 0: in this one
     config.data.on_bad_image = "error"  # "error": stop and name the file; "skip": count, report, replace
 
     config.model = ConfigDict()
@@ -216,9 +216,8 @@ def _validate_numbers(config: ConfigDict) -> None:
     top = 1.0 if c.norm == "linf" else float("inf")
     check("attack.epsilon", c.epsilon, 0 <= c.epsilon <= top, f"in [0, {top:g}] (a fraction of the pixel range)")
     check("attack.step_size", c.step_size, c.step_size > 0 or c.epsilon == 0, "> 0")
-    for name in ("seed", "validation.examples", "parallel.devices"):
+    for name in ("seed", "data.workers", "validation.examples", "parallel.devices"):
         check(name, _get(config, name), _get(config, name) >= 0, ">= 0")
-    check("data.workers", config.data.workers, config.data.workers >= -1, ">= 0, or -1: as many as help")
     for name in (
         *("data.batch_size", "attack.steps", "attack.restarts", "optimizer.accumulation", "training.log_every_steps"),
         *("training.keep_checkpoints", "validation.steps", "validation.restarts"),

@@ -139,6 +139,7 @@ class Trainer:
         self.state = self._restore()
         self.step = int(self.state.step)
         self.progress = Progress(workdir, e.total_steps, self.step, live, trackers=c.training.trackers, config=c)
+        self.progress.say(str(self.batches.reading))
         if self.step:
             self.progress.say(f"resuming at step {self.step}")
         self.interruption = Interruption()
