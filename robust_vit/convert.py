@@ -1,20 +1,23 @@
-"""Convert weights: python -m robust_vit.convert --model=xcit_small_12_p16_224 --from=FILE.pth --to=DIR
+"""Convert weights from PyTorch, and back to timm's names.
 
-From PyTorch (.safetensors, .pt, .pth, .pth.tar; timm's names or those of the released code, with or without wrappers)
-to a folder that `evaluate --weights_dir=DIR` and `torch_weights.load_converted` read. No code in the file is run. Every
-tensor is accounted for, or nothing is written.
+    python -m robust_vit.convert --model=xcit_small_12_p16_224 --from=FILE.pth --to=DIR
+
+reads .safetensors, .pt, .pth or .pth.tar (timm's names or those of the released code, with or without wrappers) into a
+folder that `python -m robust_vit.evaluate --weights_dir=DIR` and `robust_vit.load("DIR")` read. No code in the file is
+run. Every tensor is accounted for, or nothing is written.
 
     python -m robust_vit.convert --model=vit_tiny_patch16_224 --from=FILE.pth --to=DIR --image_size=32 \\
         --option=patch_size=4 --num_classes=10 --verify=expected.npz
 
-And back to timm's names, from such a folder or from a run folder:
-
     python -m robust_vit.convert --from=DIR --to=FILE.safetensors
+
+The last goes back to timm's names, from such a folder or from a run folder.
 """
 
 import ast
 import dataclasses
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -22,10 +25,10 @@ from typing import Any
 import flax.linen as nn
 from absl import flags
 
-from robust_vit import models
+from robust_vit import commands, models
 from robust_vit.errors import check, lookup
 from robust_vit.models.weights import adapt, converted, torch_weights
-from robust_vit.models.weights.loading_report import Report
+from robust_vit.models.weights.loading_report import LoadingReport
 from robust_vit.training import checkpoint
 from robust_vit.typing import Variables
 
@@ -74,6 +77,22 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", "best", "Of a run folder: best, 
 _WEIGHTS = flags.DEFINE_string("weights", "", "Of a run folder: raw or ema.", flag_values=_FLAGS)
 
 
+TIMM_FILE = ".safetensors"
+OTHER_FILES = (
+    ".pth",
+    ".pt",
+    ".tar",
+    ".bin",
+    ".ckpt",
+    ".npz",
+    ".npy",
+    ".pkl",
+    ".h5",
+    ".onnx",
+    ".msgpack",
+)  # not written
+
+
 @dataclasses.dataclass(frozen=True)
 class Loaded:
     """A model from any of the sources."""
@@ -82,7 +101,7 @@ class Loaded:
     module: nn.Module
     variables: Variables
     source: dict[str, Any]
-    report: Report | None = None
+    report: LoadingReport | None = None
 
 
 def from_file() -> Loaded:
@@ -160,7 +179,9 @@ def convert() -> Loaded:
         check(flag.name, flag.value, bool(flag.value), "given: a file or a folder")
     lookup("resize", _RESIZE.value, dict.fromkeys(adapt.RESIZE))
     to = pathlib.Path(_TO.value)
-    check("to", str(to), to.suffix in ("", ".safetensors") or to.is_dir(), "a folder, or a file named .safetensors")
+    file = to.suffix == TIMM_FILE
+    fits = not to.is_dir() if file else to.is_dir() or not (to.exists() or to.suffix in OTHER_FILES)
+    check("to", str(to), fits, f"a folder, or a file named {TIMM_FILE}")
     loaded = from_folder() if pathlib.Path(_FROM.value).is_dir() else from_file()
     if loaded.report is not None:
         print(loaded.report)
@@ -168,8 +189,7 @@ def convert() -> Loaded:
         difference = converted.verify(loaded.module, loaded.variables, _VERIFY.value)
         print(f"verified: logits of {_VERIFY.value} within {difference:.1e} of the largest")
         loaded.source["verified"] = {"file": pathlib.Path(_VERIFY.value).name, "difference": difference}
-    if to.suffix == ".safetensors":
-        to.parent.mkdir(parents=True, exist_ok=True)
+    if file:
         torch_weights.save_timm(to, loaded.module, loaded.variables)
     else:
         converted.save(to, loaded.name, loaded.module, loaded.variables, report=loaded.report, source=loaded.source)
@@ -177,30 +197,33 @@ def convert() -> Loaded:
     return loaded
 
 
-def parse(arguments: Sequence[str]) -> None:
-    """Reads the command line.
+_OWN = "ema|normalization|new_head|resize|grid|num_classes|image_size"  # keywords that are flags of the same name
+
+
+def as_flags(text: str) -> str:
+    """What the library says of its keywords, in the spelling of the command: `resize='plain'` -> `--resize=plain`."""
+    text = re.sub(rf"\b({_OWN})=True\b", r"--\1", text)
+    return re.sub(rf"(?<![-\w])({_OWN})=(['\"]?)([\w.]+)\2", r"--\1=\3", text)
+
+
+def work(arguments: Sequence[str]) -> None:
+    """Runs the command.
 
     Raises:
-      ValueError: for a flag that does not exist, with the nearest that does, or a bad value.
+      ValueError: whatever the user can mend, in one line.
     """
-    _FLAGS.unparse_flags()  # of an earlier call in this process
-    try:
-        rest = _FLAGS(arguments)[1:]
-    except flags.Error as error:
-        raise ValueError(" ".join(str(error).split())) from None
-    if rest:
-        raise ValueError(f"{rest[0]!r}: is no flag; see python -m robust_vit.convert --help")
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Runs the command; an error that the user can mend ends with one line."""
-    if {"-h", "--help", "-help"} & set(arguments):
+    if commands.wants_help(arguments):
         return print(f"{__doc__}\n{_FLAGS.get_help()}")
+    commands.parse(_FLAGS, arguments)
     try:
-        parse(arguments)
         convert()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    except ValueError as error:
+        raise ValueError(as_flags(str(error))) from None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command; an error that the user can mend ends with one line."""
+    commands.run(work, arguments)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def test_mistakes_are_told_in_one_line(published, tmp_path):
     assert "must be a folder, or a file named .safetensors" in error_of(*MODEL, source, f"--to={tmp_path / 'a.pth'}")
     assert "must be given" in error_of(*MODEL, source)
     assert "must be a .safetensors" in error_of(*MODEL, f"--from={tmp_path / 'absent.pth'}", to)
-    assert "4 classes: pass num_classes=4" in error_of(*MODEL, source, to, "--num_classes=7")
+    assert "4 classes: pass --num_classes=4" in error_of(*MODEL, source, to, "--num_classes=7")
     assert "images and logits" in error_of(*MODEL, source, to, f"--verify={folder / 'published.safetensors'}")
     assert "image_size = '8x'" in error_of(*MODEL, source, to, "--image_size=8x")
     assert "left out" in error_of("--model=vit", f"--from={folder}", to)

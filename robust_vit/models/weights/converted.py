@@ -14,15 +14,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 import robust_vit
-from robust_vit import models
+from robust_vit import models, provenance
 from robust_vit.errors import check
 from robust_vit.models.parts import forms
 from robust_vit.models.weights import timm_names
-from robust_vit.models.weights.loading_report import Report
+from robust_vit.models.weights.loading_report import LoadingReport
 from robust_vit.pixels import as_float
 from robust_vit.typing import Variables
 
@@ -37,7 +35,7 @@ def save(
     module: nn.Module,
     variables: Variables,
     *,
-    report: Report | None = None,
+    report: LoadingReport | None = None,
     source: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes a model with its weights.
@@ -52,21 +50,24 @@ def save(
     Returns:
       The description, as written to `model.json`.
     """
+    import safetensors.numpy
+
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     flat = timm_names.flatten(forms.to_unrolled(module, variables))
-    (directory / DESCRIPTION).unlink(missing_ok=True)  # an interrupted run leaves no description of other weights
     arrays = {"/".join(path): np.ascontiguousarray(leaf) for path, leaf in flat.items()}
-    safetensors.numpy.save_file(arrays, directory / WEIGHTS)
+    content = safetensors.numpy.save(arrays)
+    # one file, then the other: an interruption between them leaves a description whose digest the weights do not have
+    provenance.write_atomically(directory / WEIGHTS, content)
     description = {
         "model": name,
         "fields": _plain(module),
-        "weights_sha256": sha256(directory / WEIGHTS),
+        "weights_sha256": hashlib.sha256(content).hexdigest(),
         "source": source,
         "report": None if report is None else dataclasses.asdict(report),
         "robust_vit": robust_vit.__version__,
     }
-    (directory / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
+    provenance.write_json(directory / DESCRIPTION, description)
     return description
 
 
@@ -83,13 +84,15 @@ def load(directory: str | pathlib.Path, **overrides: Any) -> tuple[nn.Module, Va
     Raises:
       ValueError: no such folder, damaged weights, or overrides that the weights do not fit.
     """
+    import safetensors.numpy
+
     directory = pathlib.Path(directory)
     path = directory / DESCRIPTION
     check("directory", str(directory), path.is_file(), f"a folder with converted weights; it has no {DESCRIPTION}")
     try:
         description = json.loads(path.read_text())
         name, fields, expected = (description[key] for key in ("model", "fields", "weights_sha256"))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{str(path)!r}: damaged ({error})") from None
     module = models.build(name, **{**_fields(fields), **overrides})
     weights = directory / WEIGHTS

@@ -16,8 +16,11 @@ PREFIXES = ("module.", "model.", "_orig_mod.", "1.")
 
 # Where wrappers keep the normalisation that they apply to the pixels; moved into the model's `mean` and `std`
 NORMALIZATION = re.compile(
-    r"^(?:module\.|model\.)*(?:(?:normalize|normalizer|preprocess|0)\.)?(?P<field>mean|std|mu|sigma)$"
+    r"^(?:module\.|model\.|attacker\.)*(?:(?:normalize|normalizer|preprocess|0)\.)?"
+    r"(?P<field>(?:new_)?(?:mean|std)|mu|sigma)$"  # `new_`: MadryLab's `robustness`
 )
+
+ATTACKER = re.compile(r"^((?:module\.)*)attacker\.")
 
 # Tensors that are no weights: (name, why they are left out)
 IGNORED = (
@@ -97,13 +100,16 @@ def translate(tensors: dict[str, np.ndarray]) -> Translation:
       ValueError: half a normalisation, or two tensors with one new name.
     """
     normalization, rest, notes = _take_normalization(tensors)
+    copies = _copies(rest)
+    rest = {name: array for name, array in rest.items() if name not in copies}
     prefix = _common_prefix(list(rest))
     if prefix:
         notes.append(f"prefix {prefix!r} removed from every name")
     names = {name: name.removeprefix(prefix) for name in rest}
-    ignored = [(name, why) for name in rest for pattern, why in IGNORED if pattern.search(names[name])]
+    ignored = [(name, "the attacker's copy of the model's weights") for name in copies]
+    ignored += [(name, why) for name in rest for pattern, why in IGNORED if pattern.search(names[name])]
     for name, _ in ignored:
-        del names[name]
+        names.pop(name, None)
     out = Translation({}, {}, ignored, normalization, notes)
     dialect = next((d for d in DIALECTS if any(re.search(d.marker, new) for new in names.values())), None)
     if dialect is not None:
@@ -114,6 +120,20 @@ def translate(tensors: dict[str, np.ndarray]) -> Translation:
                 raise ValueError(f"tensors {out.original[renamed]!r} and {name!r} both mean {renamed!r}")
             out.tensors[renamed], out.original[renamed] = array, name
     return out
+
+
+def _copies(tensors: dict[str, np.ndarray]) -> list[str]:
+    """Names of MadryLab's `robustness`: its attacker holds the model a second time, as `attacker.model.`.
+
+    Raises:
+      ValueError: the two are not equal.
+    """
+    found = [name for name in tensors if ATTACKER.search(name) and ATTACKER.sub(r"\1", name) in tensors]
+    for name in found:
+        twin = ATTACKER.sub(r"\1", name)
+        if not np.array_equal(tensors[name], tensors[twin]):
+            raise ValueError(f"tensors {name!r} and {twin!r} must be copies of each other, and differ")
+    return found
 
 
 def _rename(dialect: Dialect | None, name: str, array: np.ndarray) -> list[tuple[str, np.ndarray]]:
@@ -148,8 +168,10 @@ def _take_normalization(tensors: dict[str, np.ndarray]) -> tuple[dict, dict[str,
         if match is None:
             rest[name] = array
             continue
-        field = {"mu": "mean", "sigma": "std"}.get(match["field"], match["field"])
-        found[field] = tuple(_shortest(value) for value in np.asarray(array).reshape(-1))
+        field = {"mu": "mean", "sigma": "std"}.get(match["field"], match["field"].removeprefix("new_"))
+        values = tuple(_shortest(value) for value in np.asarray(array).reshape(-1))
+        if found.setdefault(field, values) != values:
+            raise ValueError(f"tensor {name!r}: another {field} stands in the file too, {found[field]}")
         names.append(name)
     if found and set(found) != {"mean", "std"}:
         raise ValueError(f"tensor {names[0]!r}: a normalisation needs both a mean and a standard deviation")

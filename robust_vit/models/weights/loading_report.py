@@ -6,7 +6,7 @@ from robust_vit.errors import nearest
 
 
 @dataclasses.dataclass
-class Report:
+class LoadingReport:
     """What became of every tensor; names are timm's, or the file's where they have no other.
 
     Fields:

@@ -15,6 +15,7 @@ import io
 import math
 import pathlib
 import pickle
+import pickletools
 import struct
 import zipfile
 from collections.abc import Callable
@@ -34,6 +35,14 @@ DTYPES = {  # the storage classes of torch, and their elements
     "CharStorage": np.int8,
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
+    "UntypedStorage": np.uint8,  # of newer types, which a tensor names itself
+}
+
+# Elements that a tensor names itself (`_rebuild_tensor_v3`): torch's name -> NumPy's
+ELEMENTS = {
+    **{name: np.dtype(name) for name in ("uint16", "uint32", "uint64")},
+    **{name: np.dtype(getattr(ml_dtypes, name)) for name in ("float8_e4m3fn", "float8_e4m3fnuz")},
+    **{name: np.dtype(getattr(ml_dtypes, name)) for name in ("float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu")},
 }
 
 # Data that training scripts keep beside the weights; read as `Opaque`. Add a class here if it only holds data.
@@ -135,6 +144,15 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any)
     return Tensor(storage, offset, tuple(shape), tuple(stride))
 
 
+def _rebuild_typed_tensor(
+    storage: Any, offset: Any, shape: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
+) -> Tensor:
+    if not (isinstance(storage, Storage) and isinstance(dtype, _Element)):
+        raise pickle.UnpicklingError("a tensor has a type of element that is not supported")
+    length = storage.length * np.dtype(storage.dtype).itemsize // dtype.dtype.itemsize
+    return _rebuild_tensor(Storage(dtype.dtype, length, storage.read), offset, shape, stride)
+
+
 def _rebuild_parameter(tensor: Any, *_: Any) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise pickle.UnpicklingError("a parameter is not built from a tensor")
@@ -145,6 +163,7 @@ def _rebuild_parameter(tensor: Any, *_: Any) -> Tensor:
 CALLABLES: dict[str, Callable] = {
     "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v3": _rebuild_typed_tensor,
     "torch._utils._rebuild_parameter": _rebuild_parameter,
     "collections.OrderedDict": collections.OrderedDict,
     "builtins.set": set,
@@ -157,6 +176,13 @@ class _StorageClass:
     """What the name of a storage class reads as; not callable."""
 
     dtype: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class _Element:
+    """What the name of a type of element reads as."""
+
+    dtype: np.dtype
 
 
 class _Unpickler(pickle.Unpickler):
@@ -172,6 +198,8 @@ class _Unpickler(pickle.Unpickler):
             return CALLABLES[full]
         if module in ("torch", "torch.storage") and name in DTYPES:
             return _StorageClass(DTYPES[name])
+        if module == "torch" and name in ELEMENTS:
+            return _Element(ELEMENTS[name])
         if full in INERT:
             return Opaque
         raise pickle.UnpicklingError(
@@ -207,10 +235,23 @@ def read(path: str | pathlib.Path) -> Any:
             return _read_zip(path)
         with path.open("rb") as file:
             return _read_stream(file)
-    except (pickle.UnpicklingError, EOFError, zipfile.BadZipFile, struct.error, KeyError, IndexError) as error:
-        raise ValueError(f"{str(path)!r}: {str(error) or 'damaged or truncated'}") from None
-    except (TypeError, AttributeError, UnicodeDecodeError, OverflowError, MemoryError) as error:
-        raise ValueError(f"{str(path)!r}: damaged, its pickle makes no sense ({error})") from None
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{str(path)!r}: {' '.join(str(error).split()) or 'damaged or truncated'}") from None
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{str(path)!r}: damaged archive ({error})") from None
+    except Exception as error:  # a flipped byte makes of a pickle, or of an archive, a program that may raise anything
+        why = " ".join(str(error).split())[:100] or type(error).__name__
+        raise ValueError(f"{str(path)!r}: damaged or truncated ({why})") from None
+
+
+def _load(file: BinaryIO, open_storage: Callable[[Any, str, int], Storage]) -> Any:
+    """Runs one pickle, after a look at its opcodes: at a damaged memo index the unpickler would allocate up to it."""
+    start = file.tell()
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > number:
+            raise pickle.UnpicklingError("damaged: its memo has gaps")
+    file.seek(start)
+    return _Unpickler(file, open_storage).load()
 
 
 def _read_zip(path: pathlib.Path) -> Any:
@@ -228,7 +269,7 @@ def _read_zip(path: pathlib.Path) -> Any:
     def open_storage(dtype: Any, key: str, length: int) -> Storage:
         return Storage(dtype, length, functools.partial(archive.read, f"{root}data/{key}"))
 
-    return _Unpickler(io.BytesIO(archive.read(pickles[0])), open_storage).load()
+    return _load(io.BytesIO(archive.read(pickles[0])), open_storage)
 
 
 def _read_stream(file: BinaryIO) -> Any:
@@ -240,8 +281,10 @@ def _read_stream(file: BinaryIO) -> Any:
         return storages.setdefault(key, Storage(dtype, length, lambda: contents[key]))
 
     def load() -> Any:
-        return _Unpickler(file, open_storage).load()
+        return _load(file, open_storage)
 
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
     if file.read(1) != b"\x80":
         raise pickle.UnpicklingError("is no file that torch.save wrote")
     file.seek(0)
@@ -254,5 +297,7 @@ def _read_stream(file: BinaryIO) -> Any:
     for key in load():
         (length,) = struct.unpack("<q", file.read(8))
         storage = storages[str(key)]
+        if not 0 <= length * np.dtype(storage.dtype).itemsize <= size - file.tell():
+            raise pickle.UnpicklingError("damaged or truncated: a storage is longer than what is left of the file")
         contents[str(key)] = file.read(length * np.dtype(storage.dtype).itemsize)
     return found

@@ -19,21 +19,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 
-from robust_vit import models
+from robust_vit import models, provenance
 from robust_vit.errors import check
 from robust_vit.models.parts import forms
-from robust_vit.models.weights import adapt, dialects, pickle_tensors, timm_names
+from robust_vit.models.weights import adapt, dialects, state_dicts, timm_names, twins
 from robust_vit.models.weights.converted import load as load_converted  # noqa: F401  all of conversion under one name
 from robust_vit.models.weights.converted import save as save_converted  # noqa: F401
-from robust_vit.models.weights.loading_report import Report, some
+from robust_vit.models.weights.loading_report import LoadingReport
+from robust_vit.models.weights.state_dicts import read  # noqa: F401
 from robust_vit.typing import Variables
-
-CONTAINERS = ("state_dict", "model", "model_state_dict", "net", "network")
-AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 
 
 def to_timm(module: nn.Module, variables: Variables) -> dict[str, np.ndarray]:
@@ -71,7 +68,7 @@ def from_timm(
     resize: str = "",
     grid: tuple[int, int] | None = None,
     seed: int = 0,
-) -> tuple[Variables, Report]:
+) -> tuple[Variables, LoadingReport]:
     """timm -> Flax, strictly; other dialects must have been translated (`dialects.translate`).
 
     Args:
@@ -84,11 +81,13 @@ def from_timm(
       seed: of a new head.
 
     Returns:
-      The variables in the module's form, and the report, to be
-      judged by the caller (`report.problem()`).
+      The variables in the module's form, and the report, to be judged by the caller (`report.problem()`).
+
+    Raises:
+      ValueError: a tensor of integers, or of numbers that are not finite.
     """
     check("resize", resize, resize in adapt.RESIZE, f"one of {adapt.RESIZE}")
-    report, flat, rest = Report(), {}, dict(tensors)
+    report, flat, rest = LoadingReport(), {}, dict(tensors)
     wanted = timm_names.leaves(module)
     head = adapt.head_leaves(module) if new_head else {}
     for name, leaf in wanted.items():
@@ -107,7 +106,7 @@ def from_timm(
         if array.shape != leaf.shape:
             report.mismatched.append((name, old, leaf.timm_shape))
             continue
-        flat[leaf.path] = array.astype(leaf.dtype)
+        flat[leaf.path] = _numbers(name, array, leaf.dtype)
         report.reshaped += [] if fits else [(name, old, array.shape, f"resized ({resize})")]
         report.loaded += [name] if fits else []
     for name in list(rest):
@@ -119,55 +118,16 @@ def from_timm(
     return forms.to_form_of(module, timm_names.unflatten(flat)) if not report.problem() else {}, report
 
 
-# Files ------------------------------------------------------------------------------------------------------------
-
-
-def read(path: str | pathlib.Path, ema: bool = False) -> dict[str, np.ndarray]:
-    """Reads the state dict in a `.safetensors` or PyTorch file; no code in it is run (`pickle_tensors`).
-
-    Args:
-      path: the file.
-      ema: take the averaged weights of a training checkpoint, instead of the raw ones.
-
-    Returns:
-      Names as in the file -> arrays.
-
-    Raises:
-      ValueError: no such file, not such a file, damaged, or without a state dict.
-    """
-    path = pathlib.Path(path)
-    check("from", str(path), path.is_file(), "a .safetensors, .pt, .pth or .pth.tar file")
-    if path.suffix == ".safetensors":
-        try:
-            return safetensors.numpy.load_file(path)
-        except (safetensors.SafetensorError, KeyError, ValueError) as error:
-            raise ValueError(f"{str(path)!r}: no safetensors file that can be read ({error})") from None
-    found = _find_state_dict(pickle_tensors.read(path), AVERAGES if ema else CONTAINERS)
-    if found is None:
-        what = (
-            f"averaged weights under any of {AVERAGES}" if ema else f"state dict, by itself or in any of {CONTAINERS}"
-        )
-        raise ValueError(f"{str(path)!r}: holds no {what}")
-    odd = [name for name, value in found.items() if not isinstance(value, pickle_tensors.Tensor)]
-    check("from", str(path), not odd, f"a state dict of tensors only, but it holds {some(list(map(str, odd)))}")
-    try:
-        return {str(name): tensor.numpy() for name, tensor in found.items()}
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{str(path)!r}: {error}") from None
-
-
-def _find_state_dict(value: Any, keys: tuple[str, ...], depth: int = 3) -> dict | None:
-    """A mapping with tensors in it, at the top or under the known keys."""
-    if not isinstance(value, Mapping) or not depth:
-        return None
-    if keys is not AVERAGES and any(isinstance(one, pickle_tensors.Tensor) for one in value.values()):
-        return dict(value)
-    for key in keys:
-        if key in value:
-            found = _find_state_dict(value[key], CONTAINERS, depth - 1)
-            if found is not None:
-                return found
-    return None
+def _numbers(name: str, array: np.ndarray, dtype: Any) -> np.ndarray:
+    """The array in the model's type; integers, narrow floats that need a scale, NaN and infinities are no weights."""
+    weights = array.dtype.itemsize >= 2 and jnp.issubdtype(array.dtype, jnp.floating)
+    check(f"type of tensor {name!r}", str(array.dtype), weights, "float16, bfloat16, float32 or float64: not quantised")
+    with np.errstate(over="ignore"):  # float64 beyond float32's range becomes infinite, and is counted
+        array = array.astype(dtype)
+    bad = array.size - int(np.isfinite(array.astype(np.float32)).sum())
+    if bad:
+        raise ValueError(f"tensor {name!r}: {bad} of its {array.size} values are NaN or infinite: damaged, or diverged")
+    return array
 
 
 def load(
@@ -181,7 +141,7 @@ def load(
     grid: tuple[int, int] | None = None,
     seed: int = 0,
     **overrides: Any,
-) -> tuple[nn.Module, Variables, Report]:
+) -> tuple[nn.Module, Variables, LoadingReport]:
     """Reads a PyTorch checkpoint, of any dialect in `dialects.py`, into a model.
 
     Args:
@@ -201,7 +161,11 @@ def load(
       ValueError: in one line, whatever is not as it should be; nothing is loaded in part.
     """
     check("normalization", normalization, normalization in ("", "none", "model"), "'', 'none' or 'model'")
-    found = dialects.translate(read(path, ema))
+    state = state_dicts.find(path, ema)
+    try:
+        found = dialects.translate(state.tensors)
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r}: {error}") from None
     given = {key: overrides[key] for key in ("mean", "std") if key in overrides}
     if normalization == "none":
         overrides, source = {**overrides, "mean": (), "std": ()}, "none, as asked for"
@@ -211,16 +175,22 @@ def load(
         overrides, source = {**overrides, **found.normalization}, "from the file"
     else:
         source = "as given" if given else "the named model's, the file has none"
-    module = models.build(name, **overrides)
-    variables, report = from_timm(module, found.tensors, new_head=new_head, resize=resize, grid=grid, seed=seed)
+    try:
+        module = models.build(name, **overrides)
+        variables, report = from_timm(module, found.tensors, new_head=new_head, resize=resize, grid=grid, seed=seed)
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r}: {error}") from None
     pixels = f"mean {module.mean}, std {module.std}" if module.mean else "none, raw pixels in [0,1]"
-    report.ignored, report.notes = found.ignored, [*found.notes, f"normalisation: {pixels} ({source})"]
+    report.ignored, report.notes = found.ignored, [*state.notes, *found.notes, f"normalisation: {pixels} ({source})"]
     if report.problem():
         raise ValueError(f"{str(path)!r} does not fit {name}: {report.problem()}{_hint(module, report)}")
+    alike = twins.names(name, overrides)
+    if alike:
+        report.notes.append(f"weights of {' and '.join(alike)} have the same shapes: the file does not say which it is")
     return module, variables, report
 
 
-def _hint(module: nn.Module, report: Report) -> str:
+def _hint(module: nn.Module, report: LoadingReport) -> str:
     """What most probably mends it, where it is one thing."""
     heads = adapt.head_leaves(module, 1)
     names = [name for name, _, _ in report.mismatched]
@@ -228,15 +198,17 @@ def _hint(module: nn.Module, report: Report) -> str:
         return ""
     if names and all(name in heads for name in names):
         classes = report.mismatched[0][1][0]
-        return f"; the file has {classes} classes: pass num_classes={classes}, or new_head for a new head"
+        return f"; the file has {classes} classes: pass num_classes={classes}, or new_head=True for a new head"
     if names and all(name.endswith(("pos_embed", "relative_position_bias_table")) for name in names):
         return "; for another image size pass resize='antialias' (as timm) or 'plain' (as the Light Recipe)"
     if report.unexpected and all(name in heads for name in report.unexpected):
-        return "; pass new_head to leave out the file's head"
+        return "; pass new_head=True to leave out the file's head"
     return ""
 
 
 def save_timm(path: str | pathlib.Path, module: nn.Module, variables: Variables) -> None:
     """Writes a .safetensors file with timm's names, which timm's model loads with `load_state_dict`."""
+    import safetensors.numpy
+
     said = {"format": "pt", "mean": str(tuple(module.mean)), "std": str(tuple(module.std))}
-    safetensors.numpy.save_file(to_timm(module, variables), path, metadata=said)
+    provenance.write_atomically(path, safetensors.numpy.save(to_timm(module, variables), metadata=said))
