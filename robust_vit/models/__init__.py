@@ -24,7 +24,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from robust_vit.errors import check, lookup
+from robust_vit.errors import lookup
+from robust_vit.models import ranges
 from robust_vit.models.families import cait, convnext, efficientvit, mobilevit, resnet, sparsevit, swin, vit, xcit
 from robust_vit.models.parts import layers, scanning
 from robust_vit.typing import Array, LogitsFn, Variables
@@ -67,7 +68,9 @@ def build(name: str, **overrides: Any) -> nn.Module:
     for key in overrides:
         lookup(f"field of model {name}", key, known)
     module = MODELS[name](**{key: _frozen(value) for key, value in overrides.items()})
-    _validate(module)
+    ranges.validate(module)
+    if hasattr(module, "validate"):
+        module.validate()
     return module
 
 
@@ -165,20 +168,3 @@ def _walk(tree: Any, path: tuple[str, ...]):
             for one in value:
                 # a scanned stack of blocks is a module with the bare name; unrolled blocks carry a number
                 yield key, one, any(name in scanning.STACKS for name in path)
-
-
-def _validate(module: nn.Module) -> None:
-    size = module.image_size if isinstance(module.image_size, tuple) else (module.image_size,) * 2
-    sides = len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
-    check("image_size", module.image_size, sides, "a positive integer or (height, width)")
-    check("num_classes", module.num_classes, module.num_classes >= 0, "positive, or 0 for no head")
-    check("drop_path", module.drop_path, 0 <= module.drop_path < 1, "a rate in [0, 1)")
-    channels = module.channels
-    check("mean", module.mean, len(module.mean) in (0, 1, channels), f"empty, one value or {channels} values")
-    check("std", module.std, len(module.std) == len(module.mean), f"as long as mean = {module.mean}")
-    check("std", module.std, all(value > 0 for value in module.std), "positive")
-    for field in ("dtype", "param_dtype"):
-        dtype = getattr(module, field)
-        check(field, dtype, jnp.issubdtype(dtype, jnp.floating), "a floating-point type")
-    if hasattr(module, "validate"):
-        module.validate()
