@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
-from robust_vit import errors
-from robust_vit.evaluation import callables, measure, record
+from robust_vit import errors, parallel
+from robust_vit.evaluation import callables, canary, measure, record
 from robust_vit.evaluation.suites import autoattack, masking, measured
 from robust_vit.evaluation.suites.context import ADAPTIVE, Context, identify
 from robust_vit.evaluation.suites.options import Option
@@ -36,6 +37,8 @@ SUITES: dict[str, Suite] = {
 }
 
 # What single suites take besides.
+OWN_CANARY = ("autoattack", "quick")  # they compile programs of their own, and compare those
+
 OPTIONS: dict[str, Option] = {**measured.OPTIONS, **autoattack.OPTIONS, **masking.OPTIONS}
 
 # What is asked of the context before anything compiles.
@@ -142,11 +145,12 @@ def run_suites(
 
 def _run(names: list[str], context: Context, done: Callable[[str, dict[str, Any]], None] | None) -> dict[str, Any]:
     results: dict[str, dict[str, Any]] = {}
+    found = _canary(context) if any(name not in OWN_CANARY for name in names) else {}
     for name in names:
         start = time.perf_counter()
         entry = SUITES[name](context)
         seconds = time.perf_counter() - start
-        entry = entry | {"seed": context.seed, "measured": record.stamp(seconds)}
+        entry = entry | {"seed": context.seed, "measured": record.stamp(seconds) | found}
         if context.adaptive and name in ADAPTED:
             name, entry = f"{name}:{context.adaptive}", entry | {"adaptive": context.adaptive}
         results[name] = entry
@@ -155,6 +159,15 @@ def _run(names: list[str], context: Context, done: Callable[[str, dict[str, Any]
         if done is not None:
             done(name, results[name])
     return results
+
+
+def _canary(context: Context) -> dict[str, Any]:
+    """Compares the compiled classifier with the plain one, once for all suites, at the size of their batches."""
+    images = next(measure.padded(context.batches()))["image"]
+    mesh = context.mesh or parallel.mesh()
+    local = jax.process_count() == 1 and len(images) % mesh.size == 0
+    found = canary.check(context.logits_fn, images, slots=len(images), mesh=mesh if local and mesh.size > 1 else None)
+    return {"canary": found.to_dict()}
 
 
 def evaluate(
