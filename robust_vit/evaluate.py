@@ -254,6 +254,7 @@ def evaluate() -> dict[str, Any]:
         parallel.initialize()
     path = pathlib.Path(_WORKDIR.value) / record.RESULT if _WORKDIR.value else None
     if path is not None:
+        check("workdir", _WORKDIR.value, path.parent.is_dir() or not path.parent.exists(), "a folder")
         record.read(path)  # a damaged one is told before hours are spent
     measured = subject()
     batches, source = examples(measured.config)

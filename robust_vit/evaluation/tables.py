@@ -48,7 +48,8 @@ def summary(result: Result) -> rich.table.Table:
     """One row for every suite that has an accuracy."""
     weights = result.get("weights", {})
     where = f"step {weights['step']}, " if weights.get("step") is not None else ""
-    title = f"{where}weights {str(weights.get('hash'))[:12]}, {result.get('split', 'test')} split"
+    split, *more = str(result.get("split", "test")).split(", ")
+    title = ", ".join([f"{where}weights {str(weights.get('hash'))[:12]}", f"{split} split", *more])
     columns = ["suite", "threat model", "accuracy", "95 % interval", "examples", "seconds"]
     table = _table(title, columns, left=2)
     for name, entry in suites_of(result).items():

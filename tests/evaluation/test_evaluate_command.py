@@ -149,6 +149,7 @@ def test_what_does_not_fit_is_told_before_anything_compiles(run_folder, tmp_path
     assert "given without --logits_fn" in error_of("--logits_fn=a:b", "--weights_dir=c")
     assert "must be given for a run only" in error_of("--logits_fn=a:b", "--checkpoint=7")
     assert "or --data and --threat" in error_of("--logits_fn=a:b", "--data=digits")
+    assert "must be a folder" in error_of("--logits_fn=a:b", f"--workdir={__file__}", "--data=digits", "--threat=l2-1")
     assert "data = 'fodler': must be one of" in error_of(here, "--data=fodler:/x")
 
 

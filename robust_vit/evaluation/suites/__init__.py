@@ -103,10 +103,14 @@ def checked(names: Iterable[str], context: Context) -> Context:
     first = next(measure.padded(context.batches()), None)
     errors.check("batches", "empty", first is not None, "at least one batch: there is nothing to measure")
     shape, batch = first["image"].shape[1:], max(2, len(first["label"]))
-    free = all(name in GRADIENT_FREE and GRADIENT_FREE[name](context) for name in names)
-    if free and not context.adaptive and not callables.is_traceable(context.logits_fn, shape, batch):
+    try:
+        classes = callables.check_logits(context.logits_fn, shape, batch, context.num_classes)
+    except ValueError:
+        free = all(name in GRADIENT_FREE and GRADIENT_FREE[name](context) for name in names)
+        if not free or context.adaptive or callables.is_traceable(context.logits_fn, shape, batch):
+            raise
         context.logits_fn = _hosted(context, first)
-    classes = callables.check_logits(context.logits_fn, shape, batch, context.num_classes)
+        classes = callables.check_logits(context.logits_fn, shape, batch, context.num_classes)
     measure.check_batch(first, classes)
     return context
 
@@ -116,9 +120,9 @@ def _hosted(context: Context, batch: Mapping[str, np.ndarray]) -> Any:
     function, images = context.logits_fn, as_float(batch["image"])
     try:
         logits = np.asarray(function(images))
-    except Exception as error:  # of the user's function, or of a JAX function that is wrong in itself
-        callables.check_logits(function, images.shape[1:], len(images))
-        raise ValueError(f"logits_fn: fails on images of NumPy with {type(error).__name__}: {error}") from error
+    except Exception as error:  # the function is the user's: it may raise anything
+        cause = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(f"logits_fn: is not traceable by JAX, and fails on NumPy images with {cause}") from error
     errors.check("logits.shape", logits.shape, logits.ndim == 2, f"({len(images)}, K), one row an image")
     callables.check_array(logits, (len(images), logits.shape[1]))
     context.say("logits_fn is not traceable by JAX: it is called on the host, and no attack may ask for its gradient")

@@ -59,7 +59,8 @@ def sweep(context: Context) -> dict[str, Any]:
     measured = measurer.sweep(context.differentiated(), context.batches(), [e / (largest or 1.0) for e in epsilons])
     curve = [{"epsilon": e, **_point(m)} for e, m in zip(epsilons, measured)]
     found = {"threat_epsilon": context.epsilon, "reaches_zero": measured[-1].correct == 0}
-    return settings | {"epsilons": epsilons, "curve": curve} | found
+    notes = {"notes": measured[0].notes} if measured[0].notes else {}
+    return settings | {"epsilons": epsilons, "curve": curve} | found | notes
 
 
 def _attacked(context: Context, factory: Callable[..., Attack], settings: dict[str, Any]) -> dict[str, Any]:
