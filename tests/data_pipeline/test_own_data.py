@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import runpy
 
 import numpy as np
 import pytest
@@ -309,3 +310,19 @@ def test_a_split_as_arrays_is_what_the_pipeline_gives(limit):
     batch = next(iter(data.evaluate(dataset.test, batch_size=len(dataset.test), limit=limit)))
     np.testing.assert_array_equal(images, batch["image"][batch["mask"]])
     np.testing.assert_array_equal(labels, batch["label"][batch["mask"]])
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("nosuchset", "error: name = 'nosuchset': must be a set of the catalogue, https://"),
+        ("imagenet2012:5.1.0", "error: imagenet2012:5.1.0: .*ILSVRC2012_img_train.tar"),
+    ],
+)
+def test_preparing_what_is_not_there_is_one_line(name, message, tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    path = pathlib.Path(__file__).parents[2] / "launch/prepare_data.py"
+    command = runpy.run_path(str(path))
+    with pytest.raises(SystemExit, match=message) as error:
+        command["main"]([name, f"--data_dir={tmp_path}"])
+    assert "\n" not in str(error.value)

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import shutil
 import sys
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from PIL import Image
 
 from robust_vit import data
-from robust_vit.data import arrays, host, pipeline, sources
+from robust_vit.data import arrays, catalogue, host, pipeline, sources
+from robust_vit.data.huggingface import HuggingfaceSource
 
 CROP = host.build(["resize_centre_crop(16)"])
 
@@ -224,6 +226,21 @@ def test_tfds_reads_array_record_without_tensorflow(prepared):
     assert "tensorflow" not in sys.modules
 
 
+def test_tfds_tells_classes_and_digests(prepared, tmp_path):
+    options = {"dataset": "shapes:1.0.0", "validation_examples": 5}
+    dataset = data.build("tfds", data_dir=str(prepared), evaluation_transforms=CROP, train_transforms=CROP, **options)
+    dataset.check()
+    assert dataset.class_names == ("0", "1", "2", "3")
+    described = dataset.description()["splits"]
+    assert described["test"]["origin"] == "part 'validation'" and described["test"]["examples"] == 6
+    shutil.copytree(prepared, tmp_path / "moved")
+    assert data.build("tfds", data_dir=str(tmp_path / "moved"), **options).digests() == dataset.digests()
+    info = tmp_path / "moved/shapes/1.0.0/dataset_info.json"
+    info.write_text(info.read_text().replace('"30"', '"29"'))
+    changed = data.build("tfds", data_dir=str(tmp_path / "moved"), **options).digests()
+    assert [split for split in changed if changed[split] != dataset.digests()[split]] == ["train", "validation"]
+
+
 def test_tfds_says_what_is_missing(prepared):
     with pytest.raises(ValueError, match="data.options.dataset = 'shape': must be prepared as array_record in"):
         sources.build("tfds", "train", dataset="shape", data_dir=str(prepared))
@@ -273,6 +290,35 @@ def test_huggingface_reads_local_forms(table, form, tmp_path, monkeypatch):
         assert [test[i] for i in range(4)] == [{"image": jpeg(i), "label": i} for i in range(4)]
     with pytest.raises(ValueError, match="data.options.image_key = 'picture': must be one of img, label, id"):
         sources.build("huggingface", "train", image_key="picture", **options)
+
+
+def test_huggingface_tells_classes_and_digests(table, tmp_path):
+    def saved(name, changes=None):
+        table_of = type(table)(table | (changes or {}))
+        table_of.save_to_disk(tmp_path / name)
+        options = {"path": str(tmp_path / name), "validation_examples": 2}
+        return data.build("huggingface", evaluation_transforms=CROP, train_transforms=CROP, **options)
+
+    dataset = saved("first")
+    dataset.check()
+    assert dataset.class_names == ("0", "1", "2", "3")
+    assert dataset.description()["splits"]["test"]["origin"] == "part 'test'"
+    before = dataset.digests()
+    assert saved("copy").digests() == before  # wherever it lies, and whenever it was written
+    test = table["test"]
+    flipped = [3, 2, 1, 0]
+    changes = {
+        "shuffled": test.select(flipped),
+        "fewer": test.select([0, 1, 2]),
+        "relabelled": test.map(lambda row: {"label": (row["label"] + 1) % 4}),
+        "recoded": test.map(lambda row, i: {"img": {"bytes": jpeg(i + 50), "path": None}}, with_indices=True),
+    }
+    for name, other in changes.items():
+        after = saved(name, {"test": other}).digests()
+        assert [split for split in after if after[split] != before[split]] == ["test"], name
+    view = HuggingfaceSource(test.select(flipped), "view")  # read through a list of rows
+    assert catalogue.digest(view) == saved("shuffled again", {"test": test.select(flipped)}).digests()["test"]
+    assert catalogue.digest(view, np.array(flipped)) == before["test"]
 
 
 def test_plain_parquet_needs_no_annotations(tmp_path):
