@@ -11,6 +11,7 @@ batches out of `loading`'s examples. `mixing` (MixUp, CutMix, random erasing) ru
 
 import dataclasses
 import functools
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -113,7 +114,8 @@ class Dataset:
             for split, source in opened.items()
         }
         names = None if self.class_names is None else list(self.class_names)
-        return {"name": self.name, "options": dict(self.options), "class_names": names, "splits": described}
+        options = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in self.options.items()}
+        return {"name": self.name, "options": options, "class_names": names, "splits": described}
 
     @functools.cached_property
     def image_shape(self) -> tuple[int, int, int]:

@@ -64,14 +64,14 @@ def decode(encoded: bytes, channels: int = 3, background: str = "white", orienta
         raise BadImage(f"{len(encoded)} bytes that are no image") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more on broken headers
         raise BadImage(str(error)) from error
-    turned = orientation and _is_turned(image)
-    if image.format == "JPEG" and image.mode in ("L", MODES.get(channels, "RGB")) and not turned:
+    mode, turned = MODES.get(channels, "RGB"), orientation and _is_turned(image)
+    if image.format == "JPEG" and image.mode == mode and not turned:
         return image
     image = load(image)
     if turned:
         image = ImageOps.exif_transpose(image)
     try:
-        return _plain(image, background).convert(MODES.get(channels, "RGB"))
+        return _plain(image, background).convert(mode)
     except ValueError as error:  # a colour space that Pillow cannot convert
         raise BadImage(str(error)) from error
 

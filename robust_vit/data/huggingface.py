@@ -103,19 +103,18 @@ class HuggingfaceSource:
         if isinstance(table.features[self.image_key], datasets.Image):
             table = table.cast_column(self.image_key, datasets.Image(decode=False))
         self.table, self.name, self.float_max, self.decoding = table, name, float_max, decoding or {}
-        feature, self.class_names = table.features[self.label_key], None
-        if isinstance(feature, datasets.ClassLabel):
-            self.num_classes, self.class_names = feature.num_classes, tuple(feature.names)
-        else:
-            labels = self.labels
-            check(f"{name}:{self.label_key}", labels.dtype.name, labels.dtype.kind in "iu", "integers or a ClassLabel")
-            self.num_classes = int(labels.max(initial=0)) + 1
+        feature, labels = table.features[self.label_key], self.labels
+        allowed = "integers or a ClassLabel, none missing; class_encode_column makes one of words"
+        check(f"{name}:{self.label_key}", labels.dtype.name, labels.dtype.kind in "iu", allowed)
+        encoded = isinstance(feature, datasets.ClassLabel)
+        self.num_classes = feature.num_classes if encoded else int(labels.max(initial=0)) + 1
+        self.class_names = tuple(feature.names) if encoded else None
         if len(table):
             self[0]  # images of a type or shape that cannot be read are refused now
 
     @property
     def labels(self) -> np.ndarray:
-        return np.asarray(self.table[self.label_key])
+        return self._rows(self.table.data.column(self.label_key).to_numpy())
 
     def __len__(self) -> int:
         return len(self.table)
@@ -148,10 +147,12 @@ class HuggingfaceSource:
             column = compute.struct_field(column, "bytes")
         if not (pyarrow.types.is_binary(column.type) or pyarrow.types.is_large_binary(column.type)):
             return str(column.type)
-        sizes = compute.fill_null(compute.binary_length(column), -1).to_numpy()
-        # A table that was filtered or shuffled is read through a list of rows.
+        return self._rows(compute.fill_null(compute.binary_length(column), -1).to_numpy())
+
+    def _rows(self, column: np.ndarray) -> np.ndarray:
+        """A stored column in the order of the examples: a table that was shuffled is read through a list of rows."""
         rows = getattr(self.table, "_indices", None)
-        return sizes if rows is None else sizes[rows.column(0).to_numpy()]
+        return column if rows is None else column[rows.column(0).to_numpy()]
 
 
 def _column(field: str, given: str | None, usual: tuple[str, ...], columns: list[str]) -> str:

@@ -5,6 +5,8 @@ A source is a random-access sequence: `source[i]` is {"image": uint8 [H,W,C] or 
 
 import contextlib
 import inspect
+import numbers
+import os
 import pathlib
 import typing
 from typing import Any
@@ -45,6 +47,9 @@ def build(name: str, split: str, **options: Any) -> Source:
     check_options(name, options)
     check("split", split, split in splits.SPLITS, f"one of {', '.join(splits.SPLITS)}")
     return SOURCES[name](split, **options)
+
+
+BROAD = {str: str | os.PathLike, int: numbers.Integral, float: numbers.Real}  # what serves as a type
 
 
 class Required:
@@ -109,8 +114,8 @@ def check_options(name: str, given: dict[str, Any]) -> None:
     for option, value in given.items():
         _check_known(name, option)
         kinds = _kinds(_parameters(name)[option])
-        fits = isinstance(value, kinds) or (float in kinds and isinstance(value, int))
-        fits = fits and (bool in kinds or not isinstance(value, bool))
+        broad = tuple(BROAD.get(kind, kind) for kind in kinds)
+        fits = isinstance(value, broad) and (bool in kinds or not isinstance(value, bool))
         check(f"data.options.{option}", value, fits, f"of type {option_types(name)[option]}")
     missing = [option for option, default in options(name).items() if default is REQUIRED and option not in given]
     check(f"data.options.{', '.join(missing)}", None, not missing, f"given for {name}")

@@ -72,6 +72,7 @@ def test_a_fitting_folder_passes_and_is_described(tree):
     assert dataset.class_names == ("cat", "dog") == catalogue.class_names(dataset.test)
     described = json.loads(json.dumps(dataset.description()))
     assert described["name"] == "folder" and described["options"] == {"path": str(tree)}
+    assert data.build("folder", path=tree).description() == described
     assert {k: (v["examples"], v["origin"]) for k, v in described["splits"].items()} == {
         "train": (16, "part 'train'"),
         "validation": (6, "part 'val'"),

@@ -93,6 +93,15 @@ def test_opaque_images_are_pillows_conversion(mode, form):
         assert np.array_equal(decoded(file, channels), expected)
 
 
+def test_grey_photographs_among_colours_have_three_channels():
+    """Whatever transform comes first: a grey JPEG is decoded late, but not as another shape."""
+    grey = host.decode(encoded(Image.fromarray(picture()).convert("L"), "JPEG"))
+    for transform in (host.RandomCrop(8), host.Flip(1.0), host.RandomResizedCrop(8), host.ColorJitter(0.1, 0.1, 0.1)):
+        image = host.as_array(transform(grey.copy(), np.random.default_rng(0)), 3)
+        assert image.shape[-1] == 3 and (image == image[..., :1]).all()
+    assert host.as_array(host.RandomCrop(8)(host.decode(turned(1, "JPEG"), 1), np.random.default_rng(0))).shape[-1] == 1
+
+
 def turned(value, form):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = value

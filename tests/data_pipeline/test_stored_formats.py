@@ -332,6 +332,15 @@ def test_plain_parquet_needs_no_annotations(tmp_path):
     assert test.num_classes == 3 and test[3] == {"image": jpeg(3), "label": 1}
 
 
+@pytest.mark.parametrize("labels", [["cat", "dog"], [0, None], [0.5, 1.5], [[0], [1]]])
+def test_huggingface_labels_that_are_none_are_named(labels, tmp_path):
+    datasets = pytest.importorskip("datasets", reason="needs .[huggingface]")
+    rows = {"image": [{"bytes": jpeg(i), "path": None} for i in range(2)], "label": labels}
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows)}).save_to_disk(tmp_path)
+    with pytest.raises(ValueError, match=":label = '.*': must be integers or a ClassLabel, none missing; class_encode"):
+        data.build("huggingface", path=tmp_path).check("train")
+
+
 def test_huggingface_missing_is_said_in_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match=r"data.name = 'huggingface' needs `pip install"):
