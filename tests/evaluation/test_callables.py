@@ -13,7 +13,7 @@ from flax import nnx
 from jax.tree_util import Partial
 
 from robust_vit import models
-from robust_vit.evaluation import Measurer
+from robust_vit.evaluation import Measurer, autoattack
 from robust_vit.evaluation.callables import as_logits_fn, check_logits, is_traceable, on_host
 
 SHAPE, CLASSES = (4, 4, 1), 3
@@ -190,3 +190,27 @@ def test_a_numpy_function_runs_inside_a_compiled_program(weights, images):
     assert Measurer().measure(hosted, batches).accuracy == 1.0
     with pytest.raises(Exception, match=r"logits.shape = \(5, 3\): must be \(5, 4\)"):
         jax.block_until_ready(on_host(by_numpy, 4)(images))
+
+
+def test_autoattack_takes_any_callable(weights, images):
+    """The same figures from a lambda and a struct; what is no classifier is told at once."""
+    examples = {"images": np.asarray(images), "labels": np.asarray(linear(weights, images).argmax(-1))}
+    threat = {"norm": "linf", "epsilon": 0.05, "version": "quick", "budget": 0.2}
+    kinds = every_kind(weights)
+    found = [autoattack(kinds[kind], **examples, **threat) for kind in ("lambda", "struct")]
+    assert all(list(result.status) == list(found[0].status) for result in found)
+    refused = {
+        "logits.dtype = 'int32'": (lambda x: jnp.argsort(linear(weights, x)), {}),
+        "logits.shape = (1, 3): must be (5, K)": (lambda x: linear(weights, x)[:1], {}),
+        "is not traceable by JAX": (lambda x: np.asarray(x), {}),
+        "labels = 3: must be in [0, 3)": (kinds["struct"], {"labels": np.full(5, 3)}),
+        "labels = -1: must be in [0, 3)": (kinds["struct"], {"labels": np.full(5, -1)}),
+        "images = '[": (kinds["struct"], {"images": 255 * examples["images"]}),
+        "seed = 9223372036854775808": (kinds["struct"], {"seed": 2**63}),
+        "epsilon = nan": (kinds["struct"], {"epsilon": np.nan}),
+        "budget = nan": (kinds["struct"], {"budget": np.nan}),
+    }
+    for message, (function, changes) in refused.items():
+        with pytest.raises(ValueError) as caught:
+            autoattack(function, **{**examples, **threat, **changes})
+        assert message in str(caught.value) and "\n" not in str(caught.value)

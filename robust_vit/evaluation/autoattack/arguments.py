@@ -8,9 +8,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from robust_vit import errors
+from robust_vit import errors, randomness
+from robust_vit.evaluation.callables import as_logits_fn, check_logits
 from robust_vit.evaluation.points import Points
 from robust_vit.evaluation.verification import NORMS
+from robust_vit.typing import LogitsFn
 
 FLOAT32 = "float32"
 DTYPES = (FLOAT32, "bfloat16", "float16")
@@ -31,6 +33,7 @@ class Plan:
     mesh: Mesh | None
 
     def __post_init__(self) -> None:
+        randomness.check_seed(self.seed)
         errors.check("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
         errors.lookup("compute_dtype", self.compute_dtype, dict.fromkeys(DTYPES))
 
@@ -68,6 +71,20 @@ def points(images: Any, labels: Any, norm: str, epsilon: Any, indices: Any) -> P
     errors.check("indices.shape", indices.shape, indices.shape == (count,), f"[{count}]")
     errors.check("indices", "repeated", len(np.unique(indices)) == count, "one distinct index a point")
     return Points(images, labels.astype(np.int32), np.broadcast_to(radius, (count,)).copy(), indices.astype(np.int64))
+
+
+def classifier(logits_fn: Any, points: Points, stochastic: bool) -> LogitsFn:
+    """The model as a pytree, its logits and the labels checked by shapes and values alone.
+
+    Raises:
+      ValueError: if it returns no logits [B,K], or labels are outside [0,K).
+    """
+    batch = max(2, min(len(points.labels), GROUP))
+    keys = (jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch)),) if stochastic else ()
+    classes = check_logits(logits_fn, points.images.shape[1:], batch, extra=keys)
+    low, high = int(points.labels.min()), int(points.labels.max())
+    errors.check("labels", high if high >= classes else low, low >= 0 and high < classes, f"in [0, {classes})")
+    return as_logits_fn(logits_fn)
 
 
 def tile(given: int | None, cpu: int, accelerator: int, mesh: Mesh | None) -> int:

@@ -71,8 +71,8 @@ def autoattack(
     """Runs an ensemble of attacks on every point and reports what stands.
 
     Args:
-      logits_fn: the model, images [B,H,W,C] in [0,1] -> logits [B,K]; a `jax.tree_util.Partial` whose leaves are its
-        weights.
+      logits_fn: the model, images [B,H,W,C] in [0,1] -> logits [B,K]: any callable, best a pytree whose leaves are its
+        weights (`callables.as_logits_fn`).
       images: [N,H,W,C] floats in [0,1], or uint8; may be a memory map.
       labels: [N] integers in [0, K).
       norm: "linf", "l2" or "l1".
@@ -106,6 +106,7 @@ def autoattack(
     points = plans.points(images, labels, norm, epsilon, indices)
     tiles = plans.tile(tile, 32, 128, mesh), plans.tile(forward_tile, 32, 512, mesh)
     plan = Plan(norm, seed, batch_size, *tiles, compute_dtype, stochastic, mesh)
+    logits_fn = plans.classifier(logits_fn, points, stochastic)
     chosen = ensembles.parts(version, norm, budget, settings)
     low = None if compute_dtype == FLOAT32 else attack_logits_fn or runs.in_dtype(logits_fn, compute_dtype)
     evaluation = _Evaluation(logits_fn, low, points, plan, on_event or (lambda event: None))
