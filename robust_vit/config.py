@@ -1,21 +1,28 @@
-"""Configuration: `base()` holds every field with its default, unit and meaning; `validate()` rejects a bad value early.
+"""Configuration: `base()` holds every field with its default, unit and meaning; files in `configs/` hold differences.
 
 The only library file that knows ml_collections: factories take plain keywords, which `keywords` picks out of a section.
-A file in `configs/` is one experiment and holds only its differences from `base()`.
+Which values are allowed is said in `training.validate`. What is read from outside is read here: a file by its name, a
+number as people write it, the JSON of an earlier version's run.
 """
 
+import ast
 import importlib.util
 import inspect
+import io
 import json
+import math
 import pathlib
+import tokenize
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 
 from robust_vit.errors import check, lookup, nearest
+from robust_vit.threat import fraction
 
 ConfigDict = ml_collections.ConfigDict
+placeholder = ml_collections.config_dict.placeholder
 
 
 def base() -> ConfigDict:
@@ -39,27 +46,28 @@ def base() -> ConfigDict:
     config.model.remat = False  # recompute activations in the backward pass: less memory, about a third more time
     config.model.scan = False  # one compiled block for all depths
     config.model.mean = ()  # normalisation inside the model, a number a channel; () for none
-    config.model.std = ()
+    config.model.std = ()  # as long as mean
 
-    config.attack = ConfigDict()  # the training attack
-    config.attack.name = "pgd"  # robust_vit.attacks.names()
-    config.attack.norm = "linf"  # linf, l2, l1
-    config.attack.epsilon = 8 / 255  # radius of the ball
-    config.attack.step_size = config.attack.get_ref("epsilon") / 4  # follows epsilon unless set
-    config.attack.steps = 7
-    config.attack.random_start = True
-    config.attack.restarts = 1
-    config.attack.loss = "cross_entropy"
-    config.attack.momentum = 0.0  # MI-FGSM decay
-    config.attack.keep = "last"  # which iterate is trained on; "last" spends no extra forward pass
+    config.attack = ConfigDict()
+    config.attack.name = "pgd"  # of the training attack: robust_vit.attacks.names()
+    config.attack.norm = "linf"  # of the threat model, also where the run is validated and evaluated: linf, l2, l1
+    config.attack.epsilon = 8 / 255  # radius of the ball, likewise
+    config.attack.step_size = config.attack.get_ref("epsilon") / 4  # unset: pgd epsilon / 4, fgsm 1.25 epsilon
+    config.attack.steps = 7  # of pgd, apgd, fab
+    config.attack.random_start = True  # of pgd, fgsm: from a uniform point of the ball
+    config.attack.restarts = 1  # the best of so many starts, of every attack but fgsm
+    config.attack.loss = "cross_entropy"  # what pgd, fgsm, apgd maximise
+    config.attack.momentum = 0.0  # of pgd: MI-FGSM's decay
+    config.attack.keep = placeholder(str)  # which iterate is trained on; unset: pgd, fgsm "last", apgd, square "loss"
+    config.attack.options = ConfigDict()  # further keywords of the chosen attack: queries of square, targets of fab
     config.attack.batch_norm = "running"  # statistics during the attack: "running" averages or those of the "batch"
     config.attack.schedule = "linear"  # of epsilon: linear, sine, constant
     config.attack.warmup_epochs = 0.0  # epochs until epsilon is reached, counted after zero_epochs
     config.attack.zero_epochs = 0.0  # epochs at epsilon 0 before that
 
-    config.objective = ConfigDict()  # fields that the chosen objective does not take are ignored
+    config.objective = ConfigDict()
     config.objective.name = "adversarial"  # standard, adversarial, trades
-    config.objective.label_smoothing = 0.0
+    config.objective.label_smoothing = 0.0  # mass moved from the label to the uniform distribution
     config.objective.beta = 6.0  # trades: weight of the divergence
     config.objective.statistics = "both"  # trades: which pass updates BatchNorm: clean, adversarial, both
 
@@ -67,41 +75,63 @@ def base() -> ConfigDict:
     config.optimizer.name = "adamw"  # adamw, sgd (Nesterov)
     config.optimizer.learning_rate = 1e-3  # at its peak
     config.optimizer.weight_decay = 0.05  # on kernels only: never on biases, norms, tokens, positions
-    config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.999
+    config.optimizer.b1 = 0.9  # adamw: decay of the mean of gradients
+    config.optimizer.b2 = 0.999  # adamw: decay of the mean of their squares
     config.optimizer.momentum = 0.9  # sgd
     config.optimizer.clip_norm = 0.0  # global gradient norm; 0: no clipping
     config.optimizer.accumulation = 1  # parts that a batch is processed in, to save memory
     config.optimizer.ema_decay = 0.0  # average of the weights, evaluated beside the raw ones; 0: none
     config.optimizer.schedule = "cosine"  # of the learning rate, per step: cosine, step, constant
-    config.optimizer.warmup_epochs = 0.0
+    config.optimizer.warmup_epochs = 0.0  # linear from near 0 to the peak
     config.optimizer.final_learning_rate = 0.0  # where cosine ends
     config.optimizer.decay_every_epochs = 30.0  # step: multiply by decay_factor every so often
-    config.optimizer.decay_factor = 0.1
+    config.optimizer.decay_factor = 0.1  # step
 
     config.training = ConfigDict()
     config.training.epochs = 30.0  # passes over the training split
-    config.training.log_every_steps = 10
-    config.training.validate_every_epochs = 5.0
-    config.training.save_every_epochs = 5.0
+    config.training.log_every_steps = 10  # rows of metrics.jsonl
+    config.training.validate_every_epochs = 5.0  # and at the end
+    config.training.save_every_epochs = 5.0  # and at every validation
     config.training.keep_checkpoints = 2  # the latest so many, and the best by validation
     config.training.trackers = ""  # besides metrics.jsonl: csv, tensorboard, wandb, mlflow; comma separated
 
-    config.validation = ConfigDict()  # PGD on the validation split, which alone selects the best checkpoint
-    config.validation.steps = 20
-    config.validation.restarts = 1
-    config.validation.select = "robust_accuracy"  # or clean_accuracy
+    config.validation = ConfigDict()
+    config.validation.steps = 20  # of PGD on the validation split, which alone selects the best checkpoint
+    config.validation.step_size = 0.0  # 0: 2.5 epsilon / steps, whatever the training attack's is
+    config.validation.restarts = 1  # of that PGD
+    config.validation.select = "robust_accuracy"  # what the best checkpoint is best by; or clean_accuracy
     config.validation.examples = 0  # 0: all
 
-    config.evaluation = ConfigDict()  # on the test split, with the selected checkpoint, when training ends
-    config.evaluation.suite = "clean,fgsm,pgd,sweep"  # comma separated; "" for none
-    config.evaluation.batch_size = 256
+    config.evaluation = ConfigDict()
+    config.evaluation.suite = "clean,fgsm,pgd,sweep"  # on the test split at the end, comma separated; "" for none
+    config.evaluation.batch_size = 256  # images at once, over all devices and hosts; of validation too
     config.evaluation.steps = 50  # of PGD
-    config.evaluation.restarts = 5
+    config.evaluation.restarts = 5  # of PGD
 
     config.parallel = ConfigDict()
     config.parallel.devices = 0  # 0: all that are present
     return config
+
+
+class Field(NamedTuple):
+    """A field of the configuration, for `--help`."""
+
+    name: str  # with dots
+    default: Any
+    comment: str
+
+
+def describe() -> list[Field]:
+    """Lists every field of `base()`, in its order, with the comment beside it in the source."""
+    source = inspect.getsource(base)
+    words = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {word.start[0]: word.string.lstrip("# ") for word in words if word.type == tokenize.COMMENT}
+    found, config = [], base()
+    for line in ast.walk(ast.parse(source)):
+        if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Attribute):
+            name = ast.unparse(line.targets[0]).partition(".")[2]
+            found.append((line.lineno, Field(name, plain(get(config, name)), comments.get(line.end_lineno, ""))))
+    return [field for _, field in sorted(found) if field.name not in sections(config)]
 
 
 def keywords(section: ConfigDict, factory: Callable[..., Any]) -> dict[str, Any]:
@@ -126,15 +156,91 @@ def fields(config: ConfigDict, prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-def load_file(path: str) -> ConfigDict:
-    """Runs `get_config` of a config file; `file.py:argument` hands it the argument."""
+def sections(config: ConfigDict) -> list[str]:
+    """Lists the names of the sections."""
+    return [name for name in config if isinstance(config[name], ConfigDict)]
+
+
+def get(config: ConfigDict, name: str) -> Any:
+    """Returns the field of a dotted name."""
+    for part in name.split("."):
+        config = config[part]
+    return config
+
+
+def number(text: str, field: str = "number") -> float:
+    """Reads a number as people write it: `0.1`, `1e-3`, `8/255`.
+
+    Raises:
+      ValueError: if it is none, or not finite; `field` is what the line calls it.
+    """
+    try:
+        value = fraction(str(text))
+    except ValueError:
+        value = math.nan
+    check(field, text, math.isfinite(value), "a number such as 0.1 or 8/255")
+    return value
+
+
+def folders() -> list[pathlib.Path]:
+    """Where names of configurations are looked up, in this order: here, in the installed package, in its checkout."""
+    package = pathlib.Path(__file__).parent
+    places = [pathlib.Path("configs"), package / "_configs"]
+    if (package.parent / "pyproject.toml").is_file():
+        places.append(package.parent / "configs")
+    return [place for place in places if place.is_dir()]
+
+
+def _files() -> dict[str, pathlib.Path]:
+    """Every configuration by its name, `digits` of `configs/digits.py`: the first folder that has it."""
+    found: dict[str, pathlib.Path] = {}
+    for folder in folders():
+        for path in sorted(folder.rglob("[!_.]*.py")):
+            found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+    return found
+
+
+def available() -> dict[str, str]:
+    """Returns {name: first line of the docstring} of all configurations that `load_file` knows by name."""
+    found = {}
+    for name, path in sorted(_files().items()):
+        try:
+            tree = ast.parse(path.read_text())
+        except (SyntaxError, UnicodeDecodeError):
+            continue  # `load_file` tells; a listing goes on
+        if any(isinstance(part, ast.FunctionDef) and part.name == "get_config" for part in tree.body):
+            found[name] = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return found
+
+
+def load_file(path: str | pathlib.Path) -> ConfigDict:
+    """Runs `get_config` of a configuration; what follows a colon is handed to it.
+
+    Args:
+      path: a file (`configs/digits.py:standard`), or a name of `available()` (`digits:standard`): of `configs/` in the
+        working directory, or of those that come with the package.
+
+    Raises:
+      ValueError: if there is no such file, or it does not make a configuration.
+    """
     file, _, argument = str(path).partition(":")
+    if not file.endswith(".py"):
+        file = str(lookup("config", file, _files()))
     if not pathlib.Path(file).is_file():
-        raise ValueError(f"config = {file!r}: no such file")
+        raise ValueError(f"config = {file!r}: no such file{nearest(pathlib.Path(file).stem, _files())}")
     spec = importlib.util.spec_from_file_location("experiment", file)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(argument) if argument else module.get_config()
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ValueError(f"config = {file!r}: line {error.lineno}: {error.msg}") from None
+    make = getattr(module, "get_config", None)
+    check("config", file, callable(make), "a file with a function get_config")
+    takes = len(inspect.signature(make).parameters)
+    check("config", str(path), takes or not argument, f"{file}, whose get_config takes no argument")
+    config = make(argument) if argument else make()
+    check("config", file, isinstance(config, ConfigDict), "a file whose get_config returns a ConfigDict")
+    return config
 
 
 def explain_override(name: str, config: ConfigDict) -> str:
@@ -150,106 +256,38 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """Reads what `to_json` wrote."""
-    return ConfigDict(json.loads(text), convert_dict=True)
+    """Reads what `to_json` wrote, in this version or an earlier one: fields that it did not know are added.
+
+    Raises:
+      ValueError: if the text is no configuration.
+    """
+    try:
+        stored = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"configuration: no JSON ({error}); must be what training wrote as config.json") from None
+    config = base()
+    known = isinstance(stored, dict) and all(isinstance(stored.get(name, {}), dict) for name in sections(config))
+    check("configuration", text[:40], known, "what training wrote as config.json")
+    with config.ignore_type():
+        config.update(_as_today(stored))
+    return config
+
+
+def _as_today(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration with what an earlier version did and did not write, where that is not today's default."""
+    if "options" in stored.get("attack", {"options": {}}):
+        return stored
+    model = {"channels": 3} | stored["model"]  # the default of every model
+    validation = {"step_size": stored["attack"]["step_size"]} | stored["validation"]  # it took the training attack's
+    return stored | {"model": model, "validation": validation}
 
 
 def differences(there: ConfigDict, here: ConfigDict) -> list[str]:
     """Lists fields whose values differ, as `name = value there, value here`."""
-    old, new = ({name: plain(_get(c, name)) for name in fields(c)} for c in (there, here))
+    old, new = ({name: plain(get(c, name)) for name in fields(c)} for c in (there, here))
     missing = "absent"
     return [
         f"{name} = {old.get(name, missing)!r} there, {new.get(name, missing)!r} here"
         for name in sorted(old | new)
         if old.get(name, missing) != new.get(name, missing)
     ]
-
-
-def _get(config: ConfigDict, name: str) -> Any:
-    for part in name.split("."):
-        config = config[part]
-    return config
-
-
-def validate(config: ConfigDict, devices: int = 1) -> None:
-    """Rejects a bad value before anything is compiled.
-
-    Args:
-      config: a complete configuration.
-      devices: over how many devices a batch is split.
-
-    Raises:
-      ValueError: one line that names the field, its value and what is allowed.
-    """
-    _validate_names(config)
-    _validate_numbers(config)
-    _validate_batch(config, devices)
-
-
-def _validate_names(config: ConfigDict) -> None:
-    from robust_vit import attacks, data, models, objectives
-    from robust_vit.attacks import losses, norms
-    from robust_vit.training import optimizer, schedules
-
-    lookup("data.name", config.data.name, dict.fromkeys(data.names()))
-    lookup("model.name", config.model.name, dict.fromkeys(models.names()))
-    lookup("objective.name", config.objective.name, objectives.OBJECTIVES)
-    lookup("attack.name", config.attack.name, attacks.ATTACKS)
-    lookup("attack.norm", config.attack.norm, norms.BALLS)
-    lookup("attack.loss", config.attack.loss, losses.LOSSES)
-    lookup("attack.schedule", config.attack.schedule, schedules.STRENGTHS)
-    lookup("optimizer.name", config.optimizer.name, optimizer.OPTIMIZERS)
-    lookup("optimizer.schedule", config.optimizer.schedule, schedules.LEARNING_RATES)
-    choices = {
-        "data.on_bad_image": ("error", "skip"),
-        "attack.batch_norm": ("running", "batch"),
-        "attack.keep": ("last", "loss", "success"),
-        "model.dtype": ("float32", "bfloat16"),
-        "validation.select": ("robust_accuracy", "clean_accuracy"),
-    }
-    for name, allowed in choices.items():
-        lookup(name, _get(config, name), dict.fromkeys(allowed))
-
-
-def _validate_numbers(config: ConfigDict) -> None:
-    c, o, t = config.attack, config.optimizer, config.training
-    top = 1.0 if c.norm == "linf" else float("inf")
-    check("attack.epsilon", c.epsilon, 0 <= c.epsilon <= top, f"in [0, {top:g}] (a fraction of the pixel range)")
-    check("attack.step_size", c.step_size, c.step_size > 0 or c.epsilon == 0, "> 0")
-    for name in ("seed", "data.workers", "validation.examples", "parallel.devices"):
-        check(name, _get(config, name), _get(config, name) >= 0, ">= 0")
-    for name in (
-        *("data.batch_size", "attack.steps", "attack.restarts", "optimizer.accumulation", "training.log_every_steps"),
-        *("training.keep_checkpoints", "validation.steps", "validation.restarts"),
-        *("evaluation.batch_size", "evaluation.steps", "evaluation.restarts"),
-    ):
-        check(name, _get(config, name), _get(config, name) >= 1, ">= 1")
-    for name in ("epochs", "validate_every_epochs", "save_every_epochs"):
-        check(f"training.{name}", t[name], t[name] > 0, "> 0")
-    check("optimizer.learning_rate", o.learning_rate, o.learning_rate > 0, "> 0")
-    for name in ("weight_decay", "clip_norm", "final_learning_rate", "warmup_epochs"):
-        check(f"optimizer.{name}", o[name], o[name] >= 0, ">= 0")
-    check("optimizer.ema_decay", o.ema_decay, 0 <= o.ema_decay < 1, "in [0, 1)")
-    check("model.drop_path", config.model.drop_path, 0 <= config.model.drop_path < 1, "in [0, 1)")
-    check(
-        "optimizer.warmup_epochs",
-        o.warmup_epochs,
-        o.warmup_epochs < t.epochs,
-        f"shorter than training.epochs = {t.epochs:g}",
-    )
-    warmup = c.warmup_epochs + c.zero_epochs
-    allowed = f"with attack.zero_epochs = {c.zero_epochs:g} no longer than training.epochs = {t.epochs:g}"
-    check("attack.warmup_epochs", c.warmup_epochs, c.warmup_epochs >= 0 and warmup <= t.epochs, allowed)
-    check("attack.zero_epochs", c.zero_epochs, c.zero_epochs >= 0, ">= 0")
-
-
-def _validate_batch(config: ConfigDict, devices: int) -> None:
-    size, parts = config.data.batch_size, config.optimizer.accumulation
-    check("data.batch_size", size, size % devices == 0, f"divisible by the number of devices, {devices}")
-    allowed = f"such that data.batch_size / accumulation divides over {devices} devices; the batch is {size}"
-    check("optimizer.accumulation", parts, size % (parts * devices) == 0, allowed)
-    evaluation = config.evaluation.batch_size
-    check("evaluation.batch_size", evaluation, evaluation % devices == 0, f"divisible by {devices} devices")
-    check(
-        "model.mean", plain(config.model.mean), len(config.model.mean) == len(config.model.std), "as long as model.std"
-    )

@@ -4,7 +4,7 @@ import pytest
 
 from robust_vit import config as config_lib
 from robust_vit import main, models
-from robust_vit.training import experiment
+from robust_vit.training import experiment, validate
 
 
 def broken(**changes):
@@ -41,7 +41,7 @@ def broken(**changes):
 )
 def test_bad_values_are_named(changes, message):
     with pytest.raises(ValueError, match=message) as error:
-        config_lib.validate(broken(**changes), devices=8)
+        validate.validate(broken(**changes), devices=8)
     assert "\n" not in str(error.value)
 
 
@@ -78,7 +78,7 @@ def test_every_shipped_config_is_valid():
     import pathlib
 
     for path in sorted(pathlib.Path("configs").glob("*.py")):
-        config_lib.validate(config_lib.load_file(str(path)), devices=1)
+        validate.validate(config_lib.load_file(str(path)), devices=1)
         assert config_lib.load_file(str(path)).model.name in models.names(), path
 
 

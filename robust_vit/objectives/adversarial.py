@@ -1,7 +1,9 @@
 """Adversarial training: the cross-entropy at the attack's images."""
 
+import optax
+
+from robust_vit.attacks.losses import cross_entropy
 from robust_vit.errors import check
-from robust_vit.objectives.standard import cross_entropy, smooth
 from robust_vit.typing import Objective, Outcome
 
 
@@ -20,6 +22,7 @@ def adversarial(label_smoothing: float = 0.0) -> Objective:
     def objective(forward, statistics, adversary, attack, keys, images, targets, strength=1.0) -> Outcome:
         attacked = attack(keys, adversary, images, targets, strength)
         logits, statistics = forward(attacked, statistics)
-        return Outcome(cross_entropy(logits, smooth(targets, label_smoothing)), statistics, adversarial_logits=logits)
+        loss = cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
+        return Outcome(loss, statistics, adversarial_logits=logits)
 
     return objective

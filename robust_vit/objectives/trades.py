@@ -2,17 +2,17 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 
+from robust_vit.attacks.losses import cross_entropy, in_float32
 from robust_vit.errors import check
-from robust_vit.objectives.standard import cross_entropy, smooth
 from robust_vit.typing import Array, Objective, Outcome
 
 
 def kl_divergence(clean_logits: Array, adversarial_logits: Array) -> Array:
     """Returns KL(p || q) per example, p and q the softmax of the two [B,K] logits; gradients flow through both."""
-    log_p = jax.nn.log_softmax(clean_logits.astype(jnp.promote_types(clean_logits.dtype, jnp.float32)))
-    log_q = jax.nn.log_softmax(adversarial_logits.astype(jnp.promote_types(adversarial_logits.dtype, jnp.float32)))
-    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+    log_p, log_q = (jax.nn.log_softmax(in_float32(logits)) for logits in (clean_logits, adversarial_logits))
+    return optax.losses.kl_divergence_with_log_targets(log_q, log_p)
 
 
 def trades(beta: float = 6.0, label_smoothing: float = 0.0, statistics: str = "both") -> Objective:
@@ -40,7 +40,7 @@ def trades(beta: float = 6.0, label_smoothing: float = 0.0, statistics: str = "b
         clean_logits, after_clean = forward(images, stats)
         adversarial_logits, after = forward(attacked, stats if statistics == "adversarial" else after_clean)
         divergence = kl_divergence(clean_logits, adversarial_logits)
-        loss = cross_entropy(clean_logits, smooth(targets, label_smoothing)) + beta * divergence
+        loss = cross_entropy(clean_logits, optax.smooth_labels(targets, label_smoothing)) + beta * divergence
         return Outcome(loss, after_clean if statistics == "clean" else after, clean_logits, adversarial_logits)
 
     return objective

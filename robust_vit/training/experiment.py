@@ -6,11 +6,12 @@ from typing import Any
 import jax
 import optax
 
-from robust_vit import attacks, data, models, objectives, parallel
+from robust_vit import attacks, data, parallel
 from robust_vit import config as config_lib
 from robust_vit.config import ConfigDict
 from robust_vit.data import pipeline
-from robust_vit.training import optimizer, schedules, step
+from robust_vit.errors import check
+from robust_vit.training import chosen, optimizer, schedules, step, validate
 from robust_vit.typing import Attack
 
 
@@ -43,15 +44,14 @@ def build(config: ConfigDict) -> Experiment:
     Raises:
       ValueError: one line that names the field, its value and what is allowed.
     """
+    validate.validate(config)
     mesh = parallel.mesh(config.parallel.devices)
-    config_lib.validate(config, mesh.size)
+    validate.batches(config, mesh.size)
     dataset = build_data(config)
     resolve(config, dataset)
-    module = models.build(config.model.name, **model_keywords(config))
-    attack = build_attack(config.attack)
-    factory = objectives.OBJECTIVES[config.objective.name]
-    objective = factory(**config_lib.keywords(config.objective, factory))
-    tx = optimizer.build(**config_lib.keywords(config.optimizer, optimizer.build))
+    module = chosen.model(config.model.name, model_keywords(config))
+    attack, objective = chosen.attack(config.attack), chosen.objective(config.objective)
+    tx = optimizer.build(**chosen.optimizer_keywords(config.optimizer))
     made = step.make(
         module,
         objective,
@@ -82,18 +82,46 @@ def build_data(config: ConfigDict) -> data.Dataset:
     )
 
 
-def build_attack(section: ConfigDict, **changes: Any) -> Attack:
-    """Makes the attack that a configuration section describes, with some of its keywords changed."""
-    factory = attacks.ATTACKS[section.name]
-    return factory(**(config_lib.keywords(section, factory) | changes))
+def validation_attack(config: ConfigDict) -> Attack:
+    """The PGD that selects checkpoints: its step size is its own.
+
+    With the training attack's, such as 1.5 epsilon of a one-step recipe, it would go to the same corners of the ball as
+    training does, and not see that the model fits to those (catastrophic overfitting).
+    """
+    v = config.validation
+    return attacks.pgd(
+        norm=config.attack.norm,
+        epsilon=config.attack.epsilon,
+        step_size=v.step_size or None,
+        steps=v.steps,
+        restarts=v.restarts,
+        keep="success",
+    )
 
 
 def resolve(config: ConfigDict, dataset: Any) -> None:
-    """Fills in what the model takes from the data, so that the stored configuration rebuilds it alone."""
+    """Fills in what follows from other fields and from the data, so that the stored configuration says all by itself.
+
+    Raises:
+      ValueError: if the model is set for other images or classes than those of the data.
+    """
+    from_data = {
+        "num_classes": dataset.num_classes,
+        "image_size": tuple(dataset.image_shape[:2]),
+        "channels": dataset.image_shape[2],
+    }
     with config.unlocked():
-        for name, value in (("num_classes", dataset.num_classes), ("image_size", tuple(dataset.image_shape[:2]))):
-            if name not in config.model:
-                config.model[name] = value
+        for name, value in from_data.items():
+            given = config_lib.plain(config.model.get(name, value))
+            square = isinstance(given, int) and name == "image_size"
+            check(f"model.{name}", given, value == ((given, given) if square else given), f"{value}, as in the data")
+            config.model[name] = given
+        for name, value in chosen.attack_keywords(config.attack).items():
+            section = config.attack if name in config.attack else config.attack.options
+            if section.get(name) != value:
+                section[name] = value
+        if not config.validation.step_size:
+            config.validation.step_size = 2.5 * config.attack.epsilon / config.validation.steps
 
 
 def evaluation_batches(experiment: Experiment, split: str) -> Any:

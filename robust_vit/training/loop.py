@@ -15,14 +15,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from robust_vit import attacks, locks, models, parallel, provenance
 from robust_vit import config as config_lib
+from robust_vit import locks, models, parallel, provenance
 from robust_vit.config import ConfigDict
 from robust_vit.data import pipeline
 from robust_vit.evaluation.measure import Measurer
 from robust_vit.training import checkpoint, finish, state, trackers
 from robust_vit.training.checkpoint import Checkpoints, NonFiniteError, selection
-from robust_vit.training.experiment import Experiment, build, evaluation_batches
+from robust_vit.training.experiment import Experiment, build, evaluation_batches, validation_attack
 from robust_vit.training.interruption import Interruption
 from robust_vit.training.metrics import Meter
 from robust_vit.training.progress import Progress
@@ -257,13 +257,6 @@ class Trainer:
 
 def _validators(experiment: Experiment) -> dict[str, Measurer]:
     c = experiment.config
-    attack = attacks.pgd(
-        norm=c.attack.norm,
-        epsilon=c.attack.epsilon,
-        step_size=c.attack.step_size,
-        steps=c.validation.steps,
-        restarts=c.validation.restarts,
-        keep="success",
-    )
+    attack = validation_attack(c)
     mesh = experiment.mesh
     return {"clean_accuracy": Measurer(None, mesh, c.seed), "robust_accuracy": Measurer(attack, mesh, c.seed)}

@@ -14,12 +14,12 @@ def decays(params) -> object:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def adamw(*, weight_decay: float, b1: float, b2: float, momentum: float) -> optax.GradientTransformation:
+def adamw(*, weight_decay: float = 0.0, b1: float = 0.9, b2: float = 0.999) -> optax.GradientTransformation:
     """Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019)."""
     return optax.chain(optax.scale_by_adam(b1, b2), optax.add_decayed_weights(weight_decay, decays))
 
 
-def sgd(*, weight_decay: float, b1: float, b2: float, momentum: float) -> optax.GradientTransformation:
+def sgd(*, weight_decay: float = 0.0, momentum: float = 0.9) -> optax.GradientTransformation:
     """SGD with Nesterov momentum; the decay enters the gradient, as L2 regularisation does."""
     return optax.chain(optax.add_decayed_weights(weight_decay, decays), optax.trace(momentum, nesterov=True))
 
@@ -27,24 +27,13 @@ def sgd(*, weight_decay: float, b1: float, b2: float, momentum: float) -> optax.
 OPTIMIZERS = {"adamw": adamw, "sgd": sgd}
 
 
-def build(
-    name: str,
-    *,
-    weight_decay: float = 0.0,
-    clip_norm: float = 0.0,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    momentum: float = 0.9,
-) -> optax.GradientTransformation:
+def build(name: str, *, clip_norm: float = 0.0, **keywords: float) -> optax.GradientTransformation:
     """Makes an optimiser whose updates are to be multiplied by the learning rate and subtracted.
 
     Args:
       name: "adamw" or "sgd".
-      weight_decay: on kernels only.
       clip_norm: bound on the global gradient norm; 0 for none.
-      b1: Adam's first decay rate.
-      b2: Adam's second decay rate.
-      momentum: of SGD.
+      **keywords: of that optimiser: weight_decay, on kernels only; Adam's b1, b2; SGD's momentum.
     """
-    chain = lookup("optimizer.name", name, OPTIMIZERS)(weight_decay=weight_decay, b1=b1, b2=b2, momentum=momentum)
+    chain = lookup("optimizer.name", name, OPTIMIZERS)(**keywords)
     return optax.chain(optax.clip_by_global_norm(clip_norm), chain) if clip_norm else chain

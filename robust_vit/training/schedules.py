@@ -1,27 +1,39 @@
-"""Schedules of the learning rate and of the attack's strength: functions from a step to a number, computed on the host.
+"""Schedules of the learning rate and of the attack's strength: functions from a step to a number on the host.
 
-Both numbers enter the compiled step as arguments, so nothing recompiles when they change.
+The shapes are optax's. They compute on the device, where a call a step would wait behind the step in flight: so each
+schedule is tabulated once, at its first call. Both numbers enter the compiled step as arguments, so nothing recompiles
+when they change.
 """
 
+import functools
 import math
 from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 
 Schedule = Callable[[int], float]
 
 
-def cosine(progress: float, *, peak: float, final: float, **_) -> float:
+def cosine(*, learning_rate: float, steps: int, final_learning_rate: float = 0.0, **_) -> optax.Schedule:
     """final + (peak - final) (1 + cos(pi t)) / 2 for t in [0,1] (Loshchilov & Hutter, ICLR 2017)."""
-    return final + 0.5 * (peak - final) * (1 + math.cos(math.pi * progress))
+    return optax.cosine_decay_schedule(learning_rate, steps, alpha=final_learning_rate / learning_rate)
 
 
-def constant(progress: float, *, peak: float, **_) -> float:
+def constant(*, learning_rate: float, **_) -> optax.Schedule:
     """The peak, always."""
-    return peak
+    return optax.constant_schedule(learning_rate)
 
 
-def step(progress: float, *, peak: float, epochs: float, decay_every_epochs: float, decay_factor: float, **_) -> float:
-    """The peak times decay_factor for every decay_every_epochs that have passed."""
-    return peak * decay_factor ** math.floor(epochs / decay_every_epochs + 1e-9)
+def step(
+    *, learning_rate: float, warmup: int, steps_per_epoch: float, decay_every_epochs: float, decay_factor: float, **_
+) -> optax.Schedule:
+    """The peak times decay_factor for every decay_every_epochs that have passed since the start, warm-up included."""
+    period = decay_every_epochs * steps_per_epoch
+    decay = optax.exponential_decay(learning_rate, period, decay_factor, staircase=True)
+    return lambda count: decay(count + warmup)
 
 
 LEARNING_RATES = {"cosine": cosine, "constant": constant, "step": step}
@@ -51,36 +63,35 @@ def learning_rate(
       decay_factor: its factor.
     """
     warmup = round(warmup_epochs * steps_per_epoch)
-    shape = LEARNING_RATES[schedule]
-
-    def at(step: int) -> float:
-        if step < warmup:
-            return learning_rate * (step + 1) / (warmup + 1)
-        return shape(
-            min(1.0, (step - warmup) / max(1, total_steps - warmup)),
-            peak=learning_rate,
-            final=final_learning_rate,
-            epochs=step / steps_per_epoch,
-            decay_every_epochs=decay_every_epochs,
-            decay_factor=decay_factor,
-        )
-
-    return at
+    shape = LEARNING_RATES[schedule](
+        learning_rate=learning_rate,
+        steps=max(1, total_steps - warmup),
+        final_learning_rate=final_learning_rate,
+        warmup=warmup,
+        steps_per_epoch=steps_per_epoch,
+        decay_every_epochs=decay_every_epochs,
+        decay_factor=decay_factor,
+    )
+    if warmup:
+        rise = optax.linear_schedule(learning_rate / (warmup + 1), learning_rate, warmup)
+        shape = optax.join_schedules([rise, shape], [warmup])
+    return tabulated(shape, total_steps)
 
 
-def linear(t: float) -> float:
-    """t."""
-    return t
+def linear(warmup: float) -> optax.Schedule:
+    """t = step / warmup, at most 1."""
+    return optax.linear_schedule(0.0, 1.0, warmup)
 
 
-def sine(t: float) -> float:
+def sine(warmup: float) -> optax.Schedule:
     """(1 + sin(pi (t - 1/2))) / 2: slow at both ends."""
-    return 0.5 * (1 + math.sin(math.pi * (t - 0.5)))
+    falling = optax.cosine_decay_schedule(1.0, warmup)
+    return lambda count: 1.0 - falling(count)
 
 
-def full(t: float) -> float:
+def full(warmup: float) -> optax.Schedule:
     """1, always."""
-    return 1.0
+    return optax.constant_schedule(1.0)
 
 
 STRENGTHS = {"linear": linear, "sine": sine, "constant": full}
@@ -95,11 +106,20 @@ def strength(
     arXiv 2209.07399; per step here, and without that code's jump where both periods are used.
     """
     zero, warmup = zero_epochs * steps_per_epoch, warmup_epochs * steps_per_epoch
-    shape = STRENGTHS[schedule]
+    rise = STRENGTHS[schedule](warmup) if warmup else full(warmup)
+    return tabulated(optax.join_schedules([optax.constant_schedule(0.0), rise], [zero]), math.ceil(zero + warmup))
 
-    def at(step: int) -> float:
-        if step < zero:
-            return 0.0
-        return shape(min(1.0, (step - zero) / warmup)) if warmup else 1.0
 
-    return at
+def tabulated(schedule: optax.Schedule, last: int) -> Schedule:
+    """Evaluates an optax schedule at steps 0 .. last in float64 and by one program, when first asked.
+
+    Later steps give the last value. In float32 the end of a cosine would be right to three digits.
+    """
+
+    @functools.cache
+    def table() -> np.ndarray:
+        with jax.enable_x64(True):
+            steps = jnp.arange(last + 1, dtype=jnp.float64)
+            return np.asarray(jax.jit(lambda steps: jnp.broadcast_to(schedule(steps), steps.shape))(steps))
+
+    return lambda step: float(table()[min(step, last)])

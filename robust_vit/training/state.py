@@ -51,4 +51,4 @@ def create(
 def averaged(average: Any, current: Any, decay: float, step: Array) -> Any:
     """One step of the moving average, with decay min(d, (1 + t) / (10 + t)) so that the start is forgotten quickly."""
     d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda a, w: a + (1.0 - d) * (w - a), average, current)
+    return optax.incremental_update(current, average, 1.0 - d)

@@ -101,6 +101,12 @@ def _gradients(loss: Callable[..., Any], params: Any, stats: Any, batch: dict, p
     return jax.tree.map(lambda g: g / parts, grads), stats, sums
 
 
+def _all_finite(tree: Any) -> Array:
+    """True where every number of a tree is finite: of a replicated state, so no device asks another."""
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in floats]))
+
+
 def make(
     module: Any,
     objective: Objective,
@@ -127,8 +133,8 @@ def make(
       batch_norm: the attack's BatchNorm mode, see `adversary_view`.
 
     Returns:
-      step(state, batch, learning_rate, strength) -> (state, metrics). A step whose loss or gradient is not finite
-      leaves the state as it was and says so in metrics["finite"].
+      step(state, batch, learning_rate, strength) -> (state, metrics). A step whose loss, gradient or
+      new state is not finite leaves the state as it was and says so in metrics["finite"].
     """
 
     def step(state: TrainState, batch: dict[str, Array], learning_rate: Array, strength: Array):
@@ -142,13 +148,13 @@ def make(
         count = batch["label"].shape[0]
         grads, stats, sums = _gradients(loss, state.params, state.batch_stats, batch, accumulation)
         norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
         updates, optimizer = tx.update(grads, state.optimizer, state.params)
         params = jax.tree.map(lambda w, u: w - learning_rate * u, state.params, updates)
         average = state.average
         if ema_decay:
             average = averaged(average, {"params": params, "batch_stats": stats}, ema_decay, state.step)
         new = TrainState(state.step + 1, params, stats, optimizer, average)
+        finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"]) & _all_finite(new)
         new = jax.tree.map(lambda fresh, old: jnp.where(finite, fresh, old), new, state)
         metrics = {name: value / count for name, value in sums.items()}
         return new, metrics | {"gradient_norm": norm, "finite": finite}

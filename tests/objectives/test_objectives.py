@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.tree_util import Partial
 
 from robust_vit import attacks, objectives, randomness
-from robust_vit.objectives.standard import cross_entropy, smooth
+from robust_vit.attacks.losses import cross_entropy
 from robust_vit.objectives.trades import kl_divergence
 
 K = 4
@@ -45,7 +46,7 @@ def test_cross_entropy_by_hand():
     logits = jnp.array([[np.log(3.0), 0.0]])  # p = 3/4, 1/4
     soft = 0.5 * (np.log(4 / 3) + np.log(4))
     assert cross_entropy(logits, jnp.array([[0.5, 0.5]]))[0] == pytest.approx(soft, abs=1e-6)
-    assert smooth(jnp.array([[1.0, 0.0]]), 0.1).tolist() == [[pytest.approx(0.95), pytest.approx(0.05)]]
+    assert optax.smooth_labels(jnp.array([[1.0, 0.0]]), 0.1).tolist() == [[pytest.approx(0.95), pytest.approx(0.05)]]
 
 
 def test_kl_by_hand():

@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import pytest
 
 from robust_vit.training import schedules
@@ -46,3 +47,33 @@ def test_strength_after_the_zero_epochs(name, expected):
 
 def test_no_warmup_is_full_strength_at_once():
     assert schedules.strength("linear", steps_per_epoch=10.0)(0) == 1.0
+
+
+@pytest.mark.parametrize("per_epoch", [11.234375, 10 / 3])
+def test_schedules_are_exact_to_the_last_digits_that_the_step_sees(per_epoch):
+    total, warmup, peak, final = 450, round(2 * per_epoch), 2e-3, 1e-6
+    at = schedules.learning_rate(
+        "cosine",
+        learning_rate=peak,
+        total_steps=total,
+        steps_per_epoch=per_epoch,
+        warmup_epochs=2.0,
+        final_learning_rate=final,
+    )
+    for step in (0, 1, warmup - 1, warmup, warmup + 1, 200, 448, 449, 450, 1000):
+        t = min(1.0, (step - warmup) / (total - warmup))
+        expected = final + 0.5 * (peak - final) * (1 + math.cos(math.pi * t))
+        assert at(step) == pytest.approx(peak * (step + 1) / (warmup + 1) if step < warmup else expected, rel=1e-12)
+    sine = schedules.strength("sine", steps_per_epoch=per_epoch, warmup_epochs=12.0, zero_epochs=0.7)
+    for step in range(0, 150, 7):
+        t = (step - 0.7 * per_epoch) / (12 * per_epoch)
+        expected = 0.5 * (1 + math.sin(math.pi * (min(t, 1) - 0.5))) if t >= 0 else 0.0
+        assert sine(step) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_schedule_is_computed_once_and_leaves_the_precision_as_it_was():
+    at = rate("cosine")
+    assert isinstance(at(3), float) and not jax.config.jax_enable_x64
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "jit", None)  # a second table would call it
+        assert at(4) < at(3)

@@ -131,6 +131,27 @@ def test_a_step_that_is_not_finite_leaves_the_state_and_says_so():
     assert metrics["finite"] and good.step == 1
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_an_update_that_is_not_finite_is_not_taken_although_loss_and_gradient_are(name):
+    made, start = build(ema_decay=0.9, optimizer_name=name)
+    after, metrics = jax.jit(made)(start, batch(), jnp.float32(3e38), jnp.float32(1.0))
+    assert jnp.isfinite(metrics["loss"]) and jnp.isfinite(metrics["gradient_norm"])
+    assert not metrics["finite"] and after.step == 0
+    jax.tree.map(np.testing.assert_array_equal, after, start)
+
+
+def test_a_state_whose_average_or_statistics_are_not_finite_is_not_kept():
+    made, start = build(Normalised(), ema_decay=0.9)
+    arguments = batch(), jnp.float32(0.1), jnp.float32(1.0)
+    compiled = jax.jit(made)
+    assert compiled(start, *arguments)[1]["finite"]
+    for field in ("average", "batch_stats"):
+        spoilt = jax.tree.map(lambda x: jnp.full_like(x, jnp.inf), getattr(start, field))
+        after, metrics = compiled(start.replace(**{field: spoilt}), *arguments)
+        assert jnp.isfinite(metrics["gradient_norm"]) or field == "batch_stats"
+        assert not metrics["finite"] and after.step == 0
+
+
 def test_the_average_follows_its_formula():
     made, current = build(ema_decay=0.9)
     average = current.average["params"]

@@ -1,0 +1,137 @@
+"""Which fields of its section a chosen attack, objective, optimiser or model takes, and with which keywords it is made.
+
+A field that the chosen one does not take has to stand at its default: nothing that a user set is dropped.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from robust_vit import attacks, models, objectives
+from robust_vit import config as config_lib
+from robust_vit.config import ConfigDict
+from robust_vit.errors import check, lookup, nearest
+from robust_vit.training import optimizer, schedules
+from robust_vit.typing import Attack, Objective
+
+# Fields of the section "attack" that are no keywords of an attack, but say how training uses it.
+OF_TRAINING = ("name", "options", "batch_norm", "schedule", "warmup_epochs", "zero_epochs")
+# Keywords that training cannot give a meaning: an attack towards the label, a model that is called with keys.
+UNTRAINABLE = {"pgd": {"targeted"}, "fgsm": {"targeted"}, "apgd": {"stochastic", "eot"}}
+IMPLIED = {"fgsm": {"steps": 1}}  # what may be said although it is not taken
+
+
+def training_defaults(section: ConfigDict) -> dict[str, Any]:
+    """The keywords of the chosen attack that are others in training than `config.base` or its factory says."""
+    table = {
+        "pgd": {"keep": "last" if section.restarts == 1 else "loss"},  # "last" spends no forward pass on a verdict
+        "fgsm": {"keep": "last", "step_size": 1.25 * section.epsilon},  # Wong et al. 2020, arXiv 2001.03994
+        # "success" would return the clean image where the attack fails, and train on that.
+        "apgd": {"keep": "loss"},
+        "square": {"keep": "loss", "queries": 100, "rescale_schedule": True},  # 5000 by default, for evaluation
+        "fab": {"targets": 1},  # of its steps each; 9 by default, for evaluation
+    }
+    return table.get(section.name, {})
+
+
+def attack_keywords(section: ConfigDict) -> dict[str, Any]:
+    """The keywords that a section's attack is made with.
+
+    Raises:
+      ValueError: for a changed field that the attack does not take, or an option that is none of its keywords.
+    """
+    takes = parameters(lookup("attack.name", section.name, attacks.ATTACKS))
+    default = config_lib.base().attack
+    default.epsilon = section.epsilon  # which the default step size follows
+    implied = IMPLIED.get(section.name, {})
+    rest = [field for field in section if implied.get(field, _MISSING) != section[field]]
+    unchanged("attack", section, rest, default, {*takes, *OF_TRAINING}, section.name)
+    options = config_lib.plain(section.options)
+    known = [one for one in takes if one not in section and one not in UNTRAINABLE.get(section.name, ())]
+    for option in options:
+        if option in section:
+            raise ValueError(f"attack.options.{option}: must be left out; attack.{option} says it")
+        if option not in known:
+            raise ValueError(
+                f"attack.options.{option}: {section.name} takes {', '.join(known) or 'no options'}"
+                f"{nearest(option, known)}"
+            )
+    own = {field: config_lib.plain(section[field]) for field in section if field in takes}
+    unset = {k: v for k, v in training_defaults(section).items() if k not in section or own[k] == default[k]}
+    return own | unset | options
+
+
+def attack(section: ConfigDict) -> Attack:
+    """Makes the attack that a section describes.
+
+    Raises:
+      ValueError: one line that names the field.
+    """
+    return _made("attack", attacks.ATTACKS[section.name], attack_keywords(section))
+
+
+def objective(section: ConfigDict) -> Objective:
+    """Makes the objective that a section describes.
+
+    Raises:
+      ValueError: one line that names the field.
+    """
+    factory = lookup("objective.name", section.name, objectives.OBJECTIVES)
+    takes = parameters(factory)
+    unchanged("objective", section, section, config_lib.base().objective, {"name", *takes}, section.name)
+    return factory(**config_lib.keywords(section, factory))  # whose errors name the section
+
+
+def model(name: str, keywords: Mapping[str, Any]) -> Any:
+    """Makes a module.
+
+    Raises:
+      ValueError: one line that names the field.
+    """
+    return _made("model", functools.partial(models.build, name), keywords)
+
+
+def optimizer_keywords(section: ConfigDict) -> dict[str, Any]:
+    """The keywords of `optimizer.build` that a section holds.
+
+    Raises:
+      ValueError: for a changed field that neither the optimiser nor the schedule takes.
+    """
+    factory = lookup("optimizer.name", section.name, optimizer.OPTIMIZERS)
+    shape = lookup("optimizer.schedule", section.schedule, schedules.LEARNING_RATES)
+    every = {"name", "schedule", "learning_rate", "clip_norm", "accumulation", "ema_decay", "warmup_epochs"}
+    takes = every | {*parameters(factory), *parameters(shape)}
+    chosen = f"{section.name} with schedule {section.schedule}"
+    unchanged("optimizer", section, section, config_lib.base().optimizer, takes, chosen)
+    return config_lib.keywords(section, factory) | {"name": section.name, "clip_norm": section.clip_norm}
+
+
+def unchanged(
+    prefix: str, section: ConfigDict, fields: Iterable[str], default: Mapping, taken: set[str], chosen: str
+) -> None:
+    """Raises ValueError if a field that the chosen one does not take is not at its default."""
+    for field in fields:
+        if field not in taken:
+            value, usual = config_lib.plain(section[field]), config_lib.plain(default[field])
+            check(f"{prefix}.{field}", value, value == usual, f"left at {usual!r}: {chosen} does not take it")
+
+
+def parameters(factory: Callable[..., Any]) -> list[str]:
+    """The keywords of a factory."""
+    return list(inspect.signature(factory).parameters)
+
+
+_MISSING = object()
+
+
+def _made(prefix: str, factory: Callable[..., Any], keywords: Mapping[str, Any]) -> Any:
+    """Calls a factory; its errors name the field as the configuration does."""
+    try:
+        return factory(**keywords)
+    except (ValueError, TypeError) as error:
+        field = str(error).partition(" ")[0]
+        known = field in keywords
+        own = prefix != "attack" or field in config_lib.base().attack
+        place = f"{prefix}: " if not known else f"{prefix}." if own else f"{prefix}.options."
+        raise ValueError(place + str(error)) from None

@@ -1,0 +1,265 @@
+"""What values a configuration may hold: one table of field to rule, and the few rules that join fields.
+
+A rule is called with the dotted name and the value of a field, and raises ValueError in one line. Nothing here opens
+data, builds a model or compiles. To add a field: its line in `config.base`, its line in `FIELDS`.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+from robust_vit import attacks, data, models, objectives
+from robust_vit import config as config_lib
+from robust_vit.attacks import norms
+from robust_vit.config import ConfigDict
+from robust_vit.data import host, sources
+from robust_vit.errors import check, lookup
+from robust_vit.evaluation import suites
+from robust_vit.training import chosen, optimizer, schedules
+
+Rule = Callable[[str, Any], None]
+SEEDS = 2**32  # more bits than that are cut off by JAX's key, and two seeds would be one
+
+
+def whole(low: int, high: int | None = None) -> Rule:
+    """A whole number of at least `low`, and at most `high`."""
+    allowed = f"a whole number >= {low}" if high is None else f"a whole number in [{low}, {high}]"
+
+    def rule(field: str, value: Any) -> None:
+        fits = isinstance(value, int) and not isinstance(value, bool)
+        check(field, value, fits and low <= value and (high is None or value <= high), allowed)
+
+    return rule
+
+
+def number(allowed: str, fits: Callable[[float], bool]) -> Rule:
+    """A finite number that `fits`, which `allowed` says in words."""
+
+    def rule(field: str, value: Any) -> None:
+        real = isinstance(value, int | float) and not isinstance(value, bool)
+        check(field, value, real and math.isfinite(value) and fits(value), allowed)
+
+    return rule
+
+
+def name(known: Callable[[], Iterable[str]]) -> Rule:
+    """One of the names that `known` lists when asked."""
+    return lambda field, value: lookup(field, value if isinstance(value, str) else repr(value), dict.fromkeys(known()))
+
+
+def one_of(*allowed: str) -> Rule:
+    """One of a few words."""
+    return name(lambda: allowed)
+
+
+def truth(field: str, value: Any) -> None:
+    """True or False."""
+    check(field, value, isinstance(value, bool), "True or False")
+
+
+def word(field: str, value: Any) -> None:
+    """A word, whatever it is."""
+    check(field, value, isinstance(value, str), "a word")
+
+
+def numbers(field: str, value: Any) -> None:
+    """A sequence of finite numbers, such as a mean for each channel."""
+    check(field, value, isinstance(value, list | tuple), "a sequence of numbers, one a channel")
+    for one in value:
+        finite(f"{field}: {value!r}: {one!r}", one)
+
+
+def transforms(field: str, value: Any) -> None:
+    """A sequence of transforms of `data.host`."""
+    check(field, value, isinstance(value, list | tuple), "a sequence such as ('random_crop(32, padding=4)', 'flip')")
+    try:
+        host.build(value)
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from None
+
+
+def suite(field: str, value: Any) -> None:
+    """Comma-separated names of evaluation suites, or nothing."""
+    check(field, value, isinstance(value, str), f"text, of {', '.join(suites.SUITES)}; '' for none")
+    try:
+        suites.parse(value or ())
+    except ValueError as error:
+        raise ValueError(f"{field.removesuffix('suite')}{error}") from None
+
+
+POSITIVE = number("> 0 and finite", lambda x: x > 0)
+NOT_NEGATIVE = number(">= 0 and finite", lambda x: x >= 0)
+RATE = number("in [0, 1)", lambda x: 0 <= x < 1)
+finite = number("a finite number", lambda x: True)
+
+FIELDS: dict[str, Rule] = {
+    "seed": whole(0, SEEDS - 1),
+    "data.name": name(data.names),
+    "data.batch_size": whole(1),
+    "data.train_transforms": transforms,
+    "data.evaluation_transforms": transforms,
+    "data.workers": whole(0, 8 * (os.cpu_count() or 1)),
+    "data.on_bad_image": one_of("error", "skip"),
+    "model.name": name(models.names),
+    "model.drop_path": RATE,
+    "model.dtype": one_of("float32", "bfloat16"),
+    "model.remat": truth,
+    "model.scan": truth,
+    "model.mean": numbers,
+    "model.std": numbers,
+    "attack.name": name(attacks.names),
+    "attack.norm": name(lambda: norms.BALLS),
+    "attack.epsilon": finite,  # its range depends on the norm
+    "attack.step_size": finite,
+    "attack.steps": whole(1),
+    "attack.random_start": truth,
+    "attack.restarts": whole(1),
+    "attack.loss": word,  # each attack knows its own
+    "attack.momentum": NOT_NEGATIVE,
+    "attack.keep": lambda field, value: None if value is None else one_of("last", "loss", "success")(field, value),
+    "attack.batch_norm": one_of("running", "batch"),
+    "attack.schedule": name(lambda: schedules.STRENGTHS),
+    "attack.warmup_epochs": NOT_NEGATIVE,
+    "attack.zero_epochs": NOT_NEGATIVE,
+    "objective.name": name(objectives.names),
+    "objective.label_smoothing": RATE,
+    "objective.beta": NOT_NEGATIVE,
+    "objective.statistics": one_of("clean", "adversarial", "both"),
+    "optimizer.name": name(lambda: optimizer.OPTIMIZERS),
+    "optimizer.learning_rate": POSITIVE,
+    "optimizer.weight_decay": NOT_NEGATIVE,
+    "optimizer.b1": RATE,
+    "optimizer.b2": RATE,
+    "optimizer.momentum": RATE,
+    "optimizer.clip_norm": NOT_NEGATIVE,
+    "optimizer.accumulation": whole(1),
+    "optimizer.ema_decay": RATE,
+    "optimizer.schedule": name(lambda: schedules.LEARNING_RATES),
+    "optimizer.warmup_epochs": NOT_NEGATIVE,
+    "optimizer.final_learning_rate": NOT_NEGATIVE,
+    "optimizer.decay_every_epochs": POSITIVE,
+    "optimizer.decay_factor": number("in (0, 1]", lambda x: 0 < x <= 1),
+    "training.epochs": POSITIVE,
+    "training.log_every_steps": whole(1),
+    "training.validate_every_epochs": POSITIVE,
+    "training.save_every_epochs": POSITIVE,
+    "training.keep_checkpoints": whole(1),
+    "validation.steps": whole(1),
+    "validation.step_size": NOT_NEGATIVE,
+    "validation.restarts": whole(1),
+    "validation.select": one_of("robust_accuracy", "clean_accuracy"),
+    "validation.examples": whole(0),
+    "evaluation.suite": suite,
+    "evaluation.batch_size": whole(1),
+    "evaluation.steps": whole(1),
+    "evaluation.restarts": whole(1),
+    "parallel.devices": whole(0),
+}
+FREE = ("data.options.", "model.", "attack.options.")  # sections whose further fields are keywords of what they name
+
+
+def validate(config: ConfigDict, devices: int = 1) -> None:
+    """Rejects a bad value before anything is compiled.
+
+    Args:
+      config: a complete configuration.
+      devices: over how many devices a batch is split.
+
+    Raises:
+      ValueError: one line that names the field, its value and what is allowed.
+    """
+    for field, rule in FIELDS.items():
+        rule(field, _value(config, field))
+    for field in config_lib.fields(config):
+        if field not in FIELDS:
+            _free(field, _value(config, field))
+    _model(config)
+    sources.check_options(config.data.name, config_lib.plain(config.data.options))
+    _joined(config)
+    chosen.attack(config.attack)
+    chosen.objective(config.objective)
+    chosen.optimizer_keywords(config.optimizer)
+    batches(config, devices)
+
+
+def _value(config: ConfigDict, field: str) -> Any:
+    try:
+        return config_lib.plain(config_lib.get(config, field))
+    except (KeyError, AttributeError):
+        raise ValueError(f"{field}: is missing; config.base() has every field") from None
+    except TypeError as error:  # of a field that is computed from another, whose value is no number
+        raise ValueError(f"{field}: cannot be computed ({error})") from None
+
+
+def _free(field: str, value: Any) -> None:
+    """A field that the table does not have: a keyword of what a section names, all of whose numbers are finite."""
+    if not field.startswith(FREE):
+        raise ValueError(config_lib.explain_override(field, config_lib.base()))
+    for one in jax.tree.leaves(value):
+        if isinstance(one, float):
+            check(field, value, math.isfinite(one), "finite")
+
+
+def _model(config: ConfigDict) -> None:
+    """The keywords of the model, by the kind of each one's default."""
+    known = {field.name: field.default for field in dataclasses.fields(models.MODELS[config.model.name].func)}
+    for keyword, value in config_lib.plain(config.model).items():
+        field = f"model.{keyword}"
+        if field not in FIELDS and keyword in known:  # `models.build` names the others
+            _like(known[keyword])(field, value)
+
+
+def _like(default: Any) -> Rule:
+    """The rule for a model's keyword with such a default: sizes and numbers of things are at least 1."""
+    if isinstance(default, bool):
+        return truth
+    if isinstance(default, int):
+        return sizes
+    if isinstance(default, float):
+        return NOT_NEGATIVE
+    if isinstance(default, str):
+        return word
+    return sizes if isinstance(default, tuple) else lambda field, value: None
+
+
+def sizes(field: str, value: Any) -> None:
+    """A whole number of at least 1, or a sequence of them."""
+    for one in value if isinstance(value, list | tuple) and value else [value]:
+        fits = isinstance(one, int) and not isinstance(one, bool) and one >= 1
+        check(field, value, fits, "a whole number >= 1, or several")
+
+
+def _joined(config: ConfigDict) -> None:
+    """The rules that join fields."""
+    c, o, t = config.attack, config.optimizer, config.training
+    top, unit = (1.0, "[0, 1]") if c.norm == "linf" else (math.inf, "[0, inf)")
+    check("attack.epsilon", c.epsilon, 0 <= c.epsilon <= top, f"in {unit} (a fraction of the pixel range)")
+    check("attack.step_size", c.step_size, c.step_size > 0 or c.epsilon == 0, "> 0")
+    check(
+        "optimizer.warmup_epochs",
+        o.warmup_epochs,
+        o.warmup_epochs < t.epochs,
+        f"shorter than training.epochs = {t.epochs:g}",
+    )
+    allowed = f"with attack.zero_epochs = {c.zero_epochs:g} no longer than training.epochs = {t.epochs:g}"
+    check("attack.warmup_epochs", c.warmup_epochs, c.warmup_epochs + c.zero_epochs <= t.epochs, allowed)
+    unused = c.schedule == "constant" and c.warmup_epochs > 0
+    check("attack.warmup_epochs", c.warmup_epochs, not unused, "0 with attack.schedule = 'constant'")
+    still = config.objective.name == "trades" and c.name in ("pgd", "fgsm") and not c.random_start
+    check("attack.random_start", c.random_start, not still, "True for trades: its gradient is 0 at the image itself")
+    mean, std = config_lib.plain(config.model.mean), config_lib.plain(config.model.std)
+    check("model.mean", mean, len(mean) == len(std), "as long as model.std")
+
+
+def batches(config: ConfigDict, devices: int) -> None:
+    """Batches divide over the devices."""
+    size, parts = config.data.batch_size, config.optimizer.accumulation
+    check("data.batch_size", size, size % devices == 0, f"divisible by the number of devices, {devices}")
+    allowed = f"such that data.batch_size / accumulation divides over {devices} devices; the batch is {size}"
+    check("optimizer.accumulation", parts, size % (parts * devices) == 0, allowed)
+    evaluation = config.evaluation.batch_size
+    check("evaluation.batch_size", evaluation, evaluation % devices == 0, f"divisible by {devices} devices")
