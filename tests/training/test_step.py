@@ -134,7 +134,7 @@ def test_a_step_that_is_not_finite_leaves_the_state_and_says_so():
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_an_update_that_is_not_finite_is_not_taken_although_loss_and_gradient_are(name):
     made, start = build(ema_decay=0.9, optimizer_name=name)
-    after, metrics = jax.jit(made)(start, batch(), jnp.float32(3e38), jnp.float32(1.0))
+    after, metrics = jax.jit(made)(start, batch(), jnp.float32(jnp.inf), jnp.float32(1.0))
     assert jnp.isfinite(metrics["loss"]) and jnp.isfinite(metrics["gradient_norm"])
     assert not metrics["finite"] and after.step == 0
     jax.tree.map(np.testing.assert_array_equal, after, start)
