@@ -48,6 +48,7 @@ def build(config: ConfigDict) -> Experiment:
     mesh = parallel.mesh(config.parallel.devices)
     validate.batches(config, mesh.size)
     dataset = build_data(config)
+    dataset.check()
     resolve(config, dataset)
     module = chosen.model(config.model.name, model_keywords(config))
     attack, objective = chosen.attack(config.attack), chosen.objective(config.objective)

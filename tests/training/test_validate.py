@@ -3,6 +3,7 @@
 import math
 
 import jax
+import numpy as np
 import pytest
 
 from robust_vit import config as config_lib
@@ -119,3 +120,25 @@ def test_channels_classes_and_size_come_from_the_data():
     made = experiment.build(config)
     assert (made.module.channels, made.module.num_classes, made.module.image_size) == (1, 10, (8, 8))
     assert (config.model.channels, config.model.num_classes, config.model.image_size) == (1, 10, (8, 8))
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        (dict(classes=4), r"test split of npz: labels = .*classes of train"),
+        (dict(channels=3), r"test split of npz: image shape = \(8, 8, 3\)"),
+        (None, r"test split of npz: .*test"),
+    ],
+)
+def test_a_missing_or_unfitting_split_is_found_before_anything_compiles(tmp_path, test, message, compilations):
+    def write(split, classes=3, channels=1):
+        images = np.zeros((24, 8, 8, channels), np.uint8)
+        np.savez(tmp_path / f"{split}.npz", image=images, label=np.arange(24) % classes)
+
+    write("train")
+    if test is not None:
+        write("test", **test)
+    config = digits(data__name="npz", data__options__path=str(tmp_path))
+    with pytest.raises(ValueError, match=message) as error:
+        experiment.build(config)
+    assert "\n" not in str(error.value) and not compilations
