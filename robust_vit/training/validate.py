@@ -19,7 +19,7 @@ from robust_vit.config import ConfigDict
 from robust_vit.data import host, sources
 from robust_vit.errors import check, lookup
 from robust_vit.evaluation import suites
-from robust_vit.training import chosen, optimizer, schedules
+from robust_vit.training import chosen, optimizer, schedules, trackers
 
 Rule = Callable[[str, Any], None]
 SEEDS = 2**32  # more bits than that are cut off by JAX's key, and two seeds would be one
@@ -91,6 +91,12 @@ def suite(field: str, value: Any) -> None:
         raise ValueError(f"{field.removesuffix('suite')}{error}") from None
 
 
+def listed(field: str, value: Any) -> None:
+    """Comma-separated names of trackers whose packages are installed, or nothing."""
+    check(field, value, isinstance(value, str), f"text, of {', '.join(trackers.TRACKERS)}; '' for none")
+    trackers.check(value)
+
+
 POSITIVE = number("> 0 and finite", lambda x: x > 0)
 NOT_NEGATIVE = number(">= 0 and finite", lambda x: x >= 0)
 RATE = number("in [0, 1)", lambda x: 0 <= x < 1)
@@ -148,6 +154,7 @@ FIELDS: dict[str, Rule] = {
     "training.validate_every_epochs": POSITIVE,
     "training.save_every_epochs": POSITIVE,
     "training.keep_checkpoints": whole(1),
+    "training.trackers": listed,
     "validation.steps": whole(1),
     "validation.step_size": NOT_NEGATIVE,
     "validation.restarts": whole(1),
