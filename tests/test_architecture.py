@@ -16,13 +16,13 @@ import robust_vit
 ROOT = pathlib.Path(robust_vit.__file__).parent
 # From the ground up. "" is `robust_vit/__init__.py` itself, whose other names are imported when asked for.
 FLOORS = {
-    "ground": ("", "errors", "guard", "lazy", "locks", "pixels", "provenance", "threat", "typing"),
+    "ground": ("", "errors", "guard", "host_call", "lazy", "locks", "pixels", "provenance", "threat", "typing"),
     "programs": ("program", "randomness"),
     "mathematics": ("attacks", "models", "objectives"),
     "surroundings": ("config", "data", "parallel", "recipes"),
     "measurement": ("analysis", "evaluation"),
     "training": ("training",),
-    "classifier": ("classifier", "loading", "subject"),
+    "classifier": ("classifier", "foreign", "loading", "subject"),
     "commands": ("commands", "compare", "convert", "doctor", "evaluate", "main", "models.__main__"),
 }
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS.values()) for room in rooms}
