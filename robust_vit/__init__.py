@@ -1,10 +1,23 @@
 """Vision transformers trained, attacked, evaluated and explained for adversarial robustness, in JAX.
 
-`robust_vit.models`, `robust_vit.attacks` and `robust_vit.objectives` need only jax, flax and optax and know nothing of
-devices, files or configurations; `robust_vit.data`, `robust_vit.training` and `robust_vit.evaluation` put them to work.
-Each is imported when it is first asked for: `import robust_vit as rv` starts no JAX.
-Commands: `python -m robust_vit.main` (train), `python -m robust_vit.evaluate`, `python -m robust_vit.convert`,
-`python -m robust_vit.models`.
+    import robust_vit as rv
+
+    classifier = rv.load("runs/digits")  # a run folder, converted weights, or a PyTorch checkpoint
+    batch = next(iter(rv.data.evaluate(rv.data.build("digits").test, batch_size=360)))
+    adversarial = classifier.attack("pgd", batch["image"], batch["label"], steps=50, restarts=5, keep="success")
+    for images in (batch["image"], adversarial):
+        print((classifier.predict(images) == batch["label"]).mean())
+
+* `load` returns a `Classifier`, which is called like a function and has `attack`, `evaluate`, `predict`, `attention`;
+  `Classifier(function, threat="linf-8/255")` is one of any function, `from_torch(module)` and `from_numpy(function,
+  classes)` make functions of what is not JAX. `Threat("linf", 8 / 255)` is a norm and a radius.
+* `attacks`, `models` and `objectives` need only jax, flax and optax, and know nothing of devices, files or
+  configurations. `data`, `training`, `evaluation` and `analysis` put them to work.
+* `config` holds every field of an experiment; `parallel` alone knows devices, `randomness` gives each example its key,
+  `pixels` makes floats of bytes, `provenance` says what made a result, `typing` and `errors` are shared by all.
+
+Everything is imported when it is first asked for: `import robust_vit` starts no JAX. The commands are `main` (train),
+`evaluate`, `convert`, `compare`, `doctor` and `models`: `python -m robust_vit.evaluate --help`.
 """
 
 from robust_vit import guard, lazy

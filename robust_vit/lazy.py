@@ -4,11 +4,17 @@ __getattr__, __dir__ = lazy.attach(__name__, modules=("attacks", "models"), obje
 """
 
 import importlib
+import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from robust_vit.errors import nearest
+
+
+def submodules(path: Iterable[str]) -> list[str]:
+    """The names of a package's public modules, from its `__path__`."""
+    return [module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_")]
 
 
 def attach(

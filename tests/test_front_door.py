@@ -3,6 +3,7 @@
 import copy
 import functools
 import pickle
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +19,15 @@ from robust_vit.training import checkpoint, loop, state
 EXAMPLES = 12  # of the test split
 
 
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory):
-    """A run of one checkpoint, made without training."""
+def make_run(workdir, name, **options):
+    """Writes a run of one checkpoint, made without training."""
     config = rv.config.base()
-    config.data.name = "synthetic"
-    options = {"size": 8, "channels": 1, "classes": 4, "examples": 5 * EXAMPLES}
+    config.data.name = name
     config.data.options = rv.config.ConfigDict(options)
     config.model.update({"name": "vit", "depth": 1, "width": 16, "heads": 2, "patch_size": 4, "channels": 1})
     config.data.batch_size = 8
     config.attack.epsilon = 0.1
     config.evaluation.update({"batch_size": 8, "steps": 2, "restarts": 1})
-    workdir = tmp_path_factory.mktemp("run")
     experiment = loop.build(config)
     loop.claim(workdir, experiment.config)
     make = functools.partial(state.create, experiment.module, experiment.tx, experiment.dataset.image_shape, 0, False)
@@ -37,6 +35,11 @@ def run_folder(tmp_path_factory):
     kept.save(7, jax.jit(make)(), {}, {"robust_accuracy": 0.5})
     kept.close()
     return workdir
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("run"), "synthetic", size=8, channels=1, classes=4, examples=5 * EXAMPLES)
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +187,18 @@ def test_autoattack_takes_it_in_another_precision(classifier, examples):
         classifier, *examples, norm="linf", epsilon=0.1, version=["square"], budget=0.001, compute_dtype="bfloat16"
     )
     assert found.examples == EXAMPLES
+
+
+def test_the_example_of_the_package_runs(tmp_path, monkeypatch, capsys):
+    """On a run of its name that nobody has trained, and with fewer steps."""
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "runs" / "digits", "digits")
+    lines = rv.__doc__.split("\n\n")[1:3]
+    code = textwrap.dedent("\n".join(lines))
+    assert len([line for line in code.splitlines() if line]) == 6
+    exec(code.replace("steps=50, restarts=5", "steps=2"), {})
+    clean, robust = map(float, capsys.readouterr().out.split())
+    assert 0 <= robust <= clean < 0.5  # of untrained weights
 
 
 ERRORS = {

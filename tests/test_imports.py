@@ -33,6 +33,20 @@ def test_every_name_is_there(name):
     assert (found.__doc__ or "").strip()
 
 
+def test_every_module_of_a_room_is_there():
+    found = run(
+        "import robust_vit as rv, pkgutil\n"
+        "for room in (rv.analysis, rv.evaluation, rv.training):\n"
+        "    names = [module.name for module in pkgutil.iter_modules(room.__path__)]\n"
+        "    print(all(hasattr(room, name) and name in dir(room) for name in names) and len(names))"
+    )
+    assert all(int(count) >= 2 for count in found.split()) and len(found.split()) == 3
+
+
+def test_the_package_says_what_each_of_its_names_is_for():
+    assert all(f"`{name}`" in rv.__doc__ or f"`{name}(" in rv.__doc__ for name in rv.__all__)
+
+
 def test_an_unknown_name_suggests_the_nearest():
     with pytest.raises(AttributeError, match=r"no attribute 'atacks'; did you mean 'attacks'\?"):
         rv.atacks  # noqa: B018
