@@ -5,8 +5,8 @@
     batch = next(batches)  # {"image": uint8 [B,H,W,C], "label": int32 [B], "index": int32 [B], "mask": bool [B]}
 
 `sources` names the data sets and reads where they are, `splits` decides who is train, validation and test, `catalogue`
-says what a split holds, `checks` whether the splits fit each other; `host` crops and flips, `pipeline` makes the
-batches out of `loading`'s examples. `mixing` (MixUp, CutMix, random erasing) runs on the device.
+says what a split holds, `checks` whether the splits fit each other; `decoding` reads pixels, `host` crops and flips,
+`pipeline` makes the batches out of `loading`'s examples. `mixing` (MixUp, CutMix, random erasing) runs on the device.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from robust_vit.data import catalogue, checks, host, mixing, pipeline, sources, splits
+from robust_vit.data import catalogue, checks, decoding, host, mixing, pipeline, sources, splits
 from robust_vit.data.pipeline import evaluate, train
 from robust_vit.data.sources import REQUIRED, names, option_types, options, parse_location, read_option
 from robust_vit.errors import check

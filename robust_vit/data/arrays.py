@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from robust_vit.data import catalogue, host, splits
+from robust_vit.data import catalogue, decoding, splits
 from robust_vit.errors import check
 from robust_vit.typing import Source
 
@@ -103,7 +103,7 @@ class MappedSource(ArraySource):
     def __init__(self, path: pathlib.Path, image_key: str, label_key: str, float_max: float | None = None):
         self.path, self.keys, self.float_max = pathlib.Path(path), (image_key, label_key), float_max
         images, labels = mapped(self.path, image_key), np.array(mapped(self.path, label_key, verify=True))
-        host.check_pixel_type(f"{path}:{image_key}", images.dtype, float_max)
+        decoding.check_pixel_type(f"{path}:{image_key}", images.dtype, float_max)
         check(f"{path}:{image_key}", images.shape, images.ndim in (3, 4), "of shape [n,H,W,C] or [n,H,W]")
         check(f"{path}:{label_key}", labels.dtype.name, labels.dtype.kind in "iu", "integers")
         check(f"{path}:{label_key}", labels.shape, labels.shape == images.shape[:1], f"[{len(images)}], one an image")
@@ -118,7 +118,7 @@ class MappedSource(ArraySource):
         return MappedSource, (self.path, *self.keys, self.float_max)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image = host.as_pixels(self.images[index], self.float_max, self.identify(index))
+        image = decoding.as_pixels(self.images[index], self.float_max, self.identify(index))
         return {"image": image, "label": int(self.labels[index])}
 
     def index_digest(self, indices: np.ndarray | None = None) -> str:

@@ -2,7 +2,7 @@
 
 A source may have, besides what `robust_vit.typing.Source` asks for:
   channels: of its images, 3 where it does not say.
-  decoding: keywords of `robust_vit.data.host.decode` for its encoded images.
+  shown: keywords of `robust_vit.data.decoding.decode` for its encoded images.
   labels: integers [n].
   class_names: one a class.
   origin: which examples these are, in words.
@@ -36,9 +36,9 @@ def origin(source: Source) -> str:
     return getattr(source, "origin", "") or type(source).__name__
 
 
-def decoding(source: Source) -> dict[str, Any]:
-    """Returns the keywords of `robust_vit.data.host.decode` that a source's images are decoded with."""
-    return getattr(source, "decoding", {})
+def shown(source: Source) -> dict[str, Any]:
+    """Returns the keywords of `robust_vit.data.decoding.decode` that say how a source's images are shown."""
+    return getattr(source, "shown", {})
 
 
 def identify(source: Source, index: int) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from robust_vit.data import catalogue, host, loading, splits
+from robust_vit.data import catalogue, decoding, host, loading, splits
 from robust_vit.errors import check
 from robust_vit.typing import Source
 
@@ -34,7 +34,7 @@ def check_splits(dataset: "Dataset", names: Iterable[str] = splits.SPLITS) -> No
             check("examples", len(source), len(source) > 0, "at least 1")
             _check_labels(source, dataset.train)
             _check_images(source, dataset)
-        except (ValueError, OSError, host.BadImage) as error:
+        except (ValueError, OSError, decoding.BadImage) as error:
             raise ValueError(f"{name} split of {dataset.name}: {' '.join(str(error).split())}") from error
 
 
@@ -61,7 +61,7 @@ def _shapes(source: Source, transforms: Sequence[host.Transform]) -> list[tuple[
     """The shapes of a few images spread over a split: of the first good one, and of others that are good."""
     found, load = [loading.image_shape(source, transforms)], loading.Loader(source, tuple(transforms))
     for index in np.unique(np.linspace(0, len(source) - 1, SAMPLES).astype(int))[1:]:
-        with contextlib.suppress(host.BadImage):  # what becomes of it is for data.on_bad_image to say
+        with contextlib.suppress(decoding.BadImage):  # what becomes of it is for data.on_bad_image to say
             found.append(load(int(index), loading.generator(0, int(index)))[0].shape)
     return found
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from robust_vit.data import catalogue, host, splits
+from robust_vit.data import catalogue, decoding, splits
 from robust_vit.errors import check
 from robust_vit.typing import Source
 
@@ -29,7 +29,7 @@ def folder(split: str, *, path: str, background: str = "white", orientation: boo
     Args:
       split: "train", "validation" or "test".
       path: the folder.
-      background, orientation: see `robust_vit.data.host.decode`.
+      background, orientation: see `robust_vit.data.decoding.decode`.
       **parts: see `robust_vit.data.splits.open_split`; `test_fraction` of a folder without parts is 0.1 by default.
     """
     root = pathlib.Path(path)
@@ -81,7 +81,7 @@ class FolderSource:
       root: the part.
       classes: names of the class folders, in the order of their labels.
       complete: whether every class must have an image, as in a part that is trained on.
-      background, orientation: see `robust_vit.data.host.decode`.
+      background, orientation: see `robust_vit.data.decoding.decode`.
     """
 
     channels = 3
@@ -103,7 +103,7 @@ class FolderSource:
         empty = [name for name in classes if not found[name]]
         check(f"class folders of {root}", empty[:3], not (complete and empty), "of at least one image each")
         self.root, self.class_names, self.num_classes = str(root), tuple(classes), len(classes)
-        self.decoding = host.decoding(background, orientation)
+        self.shown = decoding.keywords(background, orientation)
         # One array of bytes: a million names cost their letters and nothing else, here and in every worker.
         self.files = np.array([os.fsencode(f"{name}/{file}") for name in classes for file in found[name]])
         self.labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(found[name]) for name in classes])

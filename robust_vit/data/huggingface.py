@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from robust_vit.data import catalogue, host, splits
+from robust_vit.data import catalogue, decoding, splits
 from robust_vit.errors import check
 from robust_vit.typing import Source
 
@@ -40,7 +40,7 @@ def huggingface(
       image_key, label_key: columns; default the first of image, img and of label, labels, fine_label that there is.
       cache_dir: where `datasets` keeps what it converted or downloaded.
       float_max: of images stored as float arrays, the value of white: 1.0 or 255.0; they are rounded to 256 levels.
-      background, orientation: of encoded images, see `robust_vit.data.host.decode`.
+      background, orientation: of encoded images, see `robust_vit.data.decoding.decode`.
       **parts: see `robust_vit.data.splits.open_split`.
 
     Raises:
@@ -52,10 +52,10 @@ def huggingface(
     except ImportError as error:
         raise ImportError("data.name = 'huggingface' needs `pip install robust-vit[huggingface]`") from error
     stored = _open(datasets, path, configuration, revision, cache_dir)
-    decoding = host.decoding(background, orientation)
+    shown = decoding.keywords(background, orientation)
 
     def load(part: str) -> Source:
-        return HuggingfaceSource(stored[part], f"{path}:{part}", image_key, label_key, float_max, decoding)
+        return HuggingfaceSource(stored[part], f"{path}:{part}", image_key, label_key, float_max, shown)
 
     return splits.open_split(split, sorted(stored), load, **parts)
 
@@ -93,7 +93,7 @@ class HuggingfaceSource:
         image_key: str | None = None,
         label_key: str | None = None,
         float_max: float | None = None,
-        decoding: dict[str, Any] | None = None,
+        shown: dict[str, Any] | None = None,
     ):
         import datasets
 
@@ -102,7 +102,7 @@ class HuggingfaceSource:
         table = table.select_columns([self.image_key, self.label_key])
         if isinstance(table.features[self.image_key], datasets.Image):
             table = table.cast_column(self.image_key, datasets.Image(decode=False))
-        self.table, self.name, self.float_max, self.decoding = table, name, float_max, decoding or {}
+        self.table, self.name, self.float_max, self.shown = table, name, float_max, shown or {}
         feature, labels = table.features[self.label_key], self.labels
         allowed = "integers or a ClassLabel, none missing; class_encode_column makes one of words"
         check(f"{name}:{self.label_key}", labels.dtype.name, labels.dtype.kind in "iu", allowed)
@@ -125,7 +125,7 @@ class HuggingfaceSource:
         if isinstance(image, dict):  # an encoded image is {"bytes", "path"}, with one of them possibly missing
             image = image["bytes"] if image["bytes"] is not None else pathlib.Path(image["path"]).read_bytes()
         elif not isinstance(image, bytes):
-            image = host.as_pixels(image, self.float_max, self.identify(index))
+            image = decoding.as_pixels(image, self.float_max, self.identify(index))
         return {"image": image, "label": int(row[self.label_key])}
 
     def identify(self, index: int) -> str:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from robust_vit.data import catalogue, host
+from robust_vit.data import catalogue, decoding, host
 from robust_vit.errors import check
 from robust_vit.typing import Source
 
@@ -53,22 +53,22 @@ class Loader:
         Raises:
           BadImage: damaged or no image, with the file's name.
         """
-        example = self.source[index]
+        example, name = self.source[index], catalogue.identify(self.source, index)
         image, channels = example["image"], getattr(self.source, "channels", 3)
         try:
-            image = (
-                host.decode(image, channels, **catalogue.decoding(self.source)) if isinstance(image, bytes) else image
-            )
+            if isinstance(image, bytes):
+                image = decoding.decode(image, channels, **catalogue.shown(self.source))
             for transform in self.transforms:
                 image = transform(image, rng)
             three = isinstance(image, host.Image.Image) and image.mode == "RGB"
             image = host.as_array(image, 3 if three else channels)
-        except host.BadImage as error:
-            raise host.BadImage(f"{catalogue.identify(self.source, index)}: bad image ({error})") from error
+        except decoding.BadImage as error:
+            raise decoding.BadImage(f"{name}: bad image ({error})") from error
+        check(f"type of the image {name}", str(image.dtype), image.dtype == np.uint8, "uint8, 0..255")
         label = example["label"]
         if not 0 <= label < self.source.num_classes:
             allowed = f"in [0, {self.source.num_classes})"
-            raise ValueError(f"label of {catalogue.identify(self.source, index)} = {label}: must be {allowed}")
+            raise ValueError(f"label of {name} = {label}: must be {allowed}")
         return image, label
 
 
@@ -114,7 +114,7 @@ class TrainBatch:
             try:
                 rng = generator(self.seed, position) if self.load.transforms else None
                 return *self.load(candidate, rng), candidate
-            except host.BadImage as error:
+            except decoding.BadImage as error:
                 if not self.skip:
                     raise ValueError(f"{error}; data.on_bad_image='skip' replaces it") from error
         raise ValueError(f"{ATTEMPTS} bad images in a row from {catalogue.identify(self.load.source, index)} on")
@@ -153,7 +153,7 @@ class EvaluationBatch:
         """Loads one example into its row; a bad one stays masked."""
         try:
             image, label = self.load(index, generator(0, index))
-        except host.BadImage as error:
+        except decoding.BadImage as error:
             if not self.skip:
                 raise ValueError(f"{error}; data.on_bad_image='skip' leaves it out, counted") from error
             batch["bad"][row] = True
@@ -173,6 +173,6 @@ def image_shape(source: Source, transforms: Sequence[host.Transform] = ()) -> tu
     for index in range(min(len(source), ATTEMPTS)):
         try:
             return load(index, generator(0, index))[0].shape
-        except host.BadImage:
+        except decoding.BadImage:
             continue
     raise ValueError(f"no good image among the first {ATTEMPTS} from {catalogue.identify(source, 0)} on")

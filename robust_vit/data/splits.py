@@ -83,7 +83,7 @@ class Subset:
         self.num_classes = source.num_classes
         self.channels = getattr(source, "channels", 3)
         self.class_names = catalogue.class_names(source)
-        self.decoding = catalogue.decoding(source)
+        self.shown = catalogue.shown(source)
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -193,8 +193,8 @@ def open_split(
         f"left out: {test} is stored",
     )
     check("data.options.test_split", test, test is None or test != train, "another part than the training part")
-    if test_fraction is None:
-        found["test"] = test or found["validation"]
+    if test_fraction is None and test is None and found["validation"] != train:
+        found["test"] = found["validation"]
     carved = set() if test_fraction is None else {"test"}
     if found["validation"] in (None, found["test"], train):
         carved.add("validation")

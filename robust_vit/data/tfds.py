@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from robust_vit.data import catalogue, host, splits
+from robust_vit.data import catalogue, decoding, splits
 from robust_vit.errors import check
 from robust_vit.typing import Source
 
@@ -33,7 +33,7 @@ def tfds(
         TFDS_DATA_DIR).
       image_key, label_key: names of the features; default those that the set declares as supervised, else "image" and
         "label".
-      background, orientation: see `robust_vit.data.host.decode`.
+      background, orientation: see `robust_vit.data.decoding.decode`.
       **parts: see `robust_vit.data.splits.open_split`.
     """
     import tensorflow_datasets
@@ -52,14 +52,14 @@ def tfds(
     for field, key in zip(("data.options.image_key", "data.options.label_key"), keys):
         check(field, key, key in builder.info.features, f"one of {', '.join(sorted(builder.info.features))}")
     stored = {name for name, info in builder.info.splits.items() if info.num_examples}
-    decoding = host.decoding(background, orientation)
-    return splits.open_split(split, sorted(stored), lambda part: TfdsSource(builder, part, *keys, decoding), **parts)
+    shown = decoding.keywords(background, orientation)
+    return splits.open_split(split, sorted(stored), lambda part: TfdsSource(builder, part, *keys, shown), **parts)
 
 
 class TfdsSource:
     """One stored part; images stay encoded until the transforms ask for them."""
 
-    def __init__(self, builder: Any, part: str, image_key: str, label_key: str, decoding: dict[str, Any]):
+    def __init__(self, builder: Any, part: str, image_key: str, label_key: str, shown: dict[str, Any]):
         import tensorflow_datasets
 
         form = builder.info.file_format.value
@@ -70,7 +70,7 @@ class TfdsSource:
         self.name = f"{pathlib.Path(builder.info.data_dir)}:{part}"
         label, image = builder.info.features[label_key], builder.info.features[image_key]
         self.num_classes, self.class_names = label.num_classes, tuple(label.names)
-        self.channels, self.decoding = 1 if image.shape[-1] == 1 else 3, decoding
+        self.channels, self.shown = 1 if image.shape[-1] == 1 else 3, shown
         stored = builder.info.splits[part]
         self.stored = (builder.info.full_name, part, tuple(stored.shard_lengths), stored.num_bytes)
         if int(self.records[0][label_key]) < 0:

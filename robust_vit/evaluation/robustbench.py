@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from robust_vit import errors
-from robust_vit.data import host
+from robust_vit.data import decoding, host
 from robust_vit.evaluation.leaderboard import entry, save_adversarial, write_entry  # noqa: F401  all under one name
 from robust_vit.typing import Source
 
@@ -119,7 +119,7 @@ class Subset:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         name = self.files[index]
-        image = host.load(host.decode((self.folder / name).read_bytes(), orientation=False).convert("RGB"))
+        image = decoding.load(decoding.decode((self.folder / name).read_bytes(), orientation=False).convert("RGB"))
         return {"image": host.as_array(self.transform(image, None), 3), "label": self.label_of[name.split("/")[0]]}
 
     def identify(self, index: int) -> str:

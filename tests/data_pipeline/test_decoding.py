@@ -7,7 +7,7 @@ import pytest
 from PIL import ExifTags, Image, ImageOps
 
 from robust_vit import data
-from robust_vit.data import host, sources
+from robust_vit.data import decoding, host, sources
 
 
 def picture(height=12, width=16, seed=0):
@@ -23,7 +23,7 @@ def encoded(image, form="PNG", **options):
 
 
 def decoded(file, channels=3, **options):
-    return host.as_array(host.decode(file, channels, **options), channels)
+    return host.as_array(decoding.decode(file, channels, **options), channels)
 
 
 LEVELS = np.linspace(0, 65535, 12 * 16).round().astype(np.uint16).reshape(12, 16)
@@ -42,15 +42,15 @@ def test_a_transparent_level_of_sixteen_bits_shows_the_background():
     levels = LEVELS.copy()
     levels[2:5] = 1000
     file = encoded(Image.fromarray(levels), transparency=1000)
-    for background, value in host.BACKGROUNDS.items():
+    for background, value in decoding.BACKGROUNDS.items():
         found = decoded(file, 1, background=background)[..., 0]
         assert (found[2:5] == value).all() and found[8, 3] == round(LEVELS[8, 3] / 257)
 
 
 @pytest.mark.parametrize("values", [np.full((3, 3), 70000, np.int32), np.full((3, 3), 0.5, np.float32)])
 def test_numbers_of_unknown_scale_are_bad_images(values):
-    with pytest.raises(host.BadImage, match="must be 16 bits|whose scale the file does not say"):
-        host.decode(encoded(Image.fromarray(values), "TIFF"))
+    with pytest.raises(decoding.BadImage, match="must be 16 bits|whose scale the file does not say"):
+        decoding.decode(encoded(Image.fromarray(values), "TIFF"))
 
 
 def transparent(mode):
@@ -76,7 +76,7 @@ def transparent(mode):
 def test_transparent_images_are_laid_on_the_background(mode, form, background):
     image, colours, opacity = transparent(mode)
     options = {"lossless": True, "exact": True} if form == "WEBP" else {}
-    expected = colours * opacity[..., None] + host.BACKGROUNDS[background] * (1 - opacity[..., None])
+    expected = colours * opacity[..., None] + decoding.BACKGROUNDS[background] * (1 - opacity[..., None])
     file = encoded(image, form, **options)
     assert np.abs(decoded(file, background=background) - expected).max() <= 1  # a level of rounding
     grey = np.asarray(Image.fromarray(expected.round().astype(np.uint8)).convert("L"))[..., None].astype(int)
@@ -88,18 +88,21 @@ def test_transparent_images_are_laid_on_the_background(mode, form, background):
 )
 def test_opaque_images_are_pillows_conversion(mode, form):
     file = encoded(Image.fromarray(picture()).convert(mode), form)
-    for channels, target in host.MODES.items():
+    for channels, target in decoding.MODES.items():
         expected = np.asarray(Image.open(io.BytesIO(file)).convert(target)).reshape(12, 16, channels)
         assert np.array_equal(decoded(file, channels), expected)
 
 
 def test_grey_photographs_among_colours_have_three_channels():
     """Whatever transform comes first: a grey JPEG is decoded late, but not as another shape."""
-    grey = host.decode(encoded(Image.fromarray(picture()).convert("L"), "JPEG"))
+    grey = decoding.decode(encoded(Image.fromarray(picture()).convert("L"), "JPEG"))
     for transform in (host.RandomCrop(8), host.Flip(1.0), host.RandomResizedCrop(8), host.ColorJitter(0.1, 0.1, 0.1)):
         image = host.as_array(transform(grey.copy(), np.random.default_rng(0)), 3)
         assert image.shape[-1] == 3 and (image == image[..., :1]).all()
-    assert host.as_array(host.RandomCrop(8)(host.decode(turned(1, "JPEG"), 1), np.random.default_rng(0))).shape[-1] == 1
+    assert (
+        host.as_array(host.RandomCrop(8)(decoding.decode(turned(1, "JPEG"), 1), np.random.default_rng(0))).shape[-1]
+        == 1
+    )
 
 
 def turned(value, form):
@@ -118,7 +121,7 @@ def test_photographs_stand_as_their_exif_says(value, form):
     stored = np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
     assert np.array_equal(decoded(file, orientation=False), stored)
     crop = host.RandomResizedCrop(6)  # which decodes a JPEG no larger than it must
-    found = host.as_array(crop(host.decode(file), np.random.default_rng(0)), 3)
+    found = host.as_array(crop(decoding.decode(file), np.random.default_rng(0)), 3)
     expected = host.as_array(crop(Image.fromarray(reference), np.random.default_rng(0)))
     assert np.abs(found.astype(int) - expected).mean() < 8
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from robust_vit.data import host
+from robust_vit.data import decoding, host
 
 
 def picture(height, width, seed=0):
@@ -37,7 +37,7 @@ def rng(seed=0):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_kind_of_file_becomes_uint8_of_the_channels_wanted(form, mode, channels):
     pixels = picture(20, 30)
-    image = host.as_array(host.decode(encoded(pixels, form, mode), channels), channels)
+    image = host.as_array(decoding.decode(encoded(pixels, form, mode), channels), channels)
     assert image.shape == (20, 30, channels) and image.dtype == np.uint8
     reference = np.asarray(Image.fromarray(pixels).convert("L" if channels == 1 or mode == "L" else "RGB"))
     assert np.abs(image.mean() - reference.mean()) < 6
@@ -47,10 +47,10 @@ def test_every_kind_of_file_becomes_uint8_of_the_channels_wanted(form, mode, cha
 def test_a_truncated_file_is_a_bad_image_wherever_it_is_read(form):
     data = encoded(picture(64, 64), form)
     for transform in (host.RandomResizedCrop(8), host.ResizeCentreCrop(8), host.RandomCrop(8), host.Flip(1.0)):
-        with pytest.raises(host.BadImage):
-            host.as_array(transform(host.decode(data[: len(data) // 2]), rng()))
-    with pytest.raises(host.BadImage, match="15 bytes that are no image"):
-        host.decode(b"no image at all")
+        with pytest.raises(decoding.BadImage):
+            host.as_array(transform(decoding.decode(data[: len(data) // 2]), rng()))
+    with pytest.raises(decoding.BadImage, match="15 bytes that are no image"):
+        decoding.decode(b"no image at all")
 
 
 def test_flip_mirrors_arrays_and_pictures_alike():
@@ -97,7 +97,7 @@ def test_random_resized_crop_covers_its_ranges():
 def test_reduced_jpeg_decoding_changes_the_crop_little():
     pixels = picture(480, 640)
     whole = Image.fromarray(pixels)
-    jpeg = host.decode(encoded(pixels, quality=98))
+    jpeg = decoding.decode(encoded(pixels, quality=98))
     box = (37, 51, 301, 403)
     reduced = host.as_array(host.resized_crop(jpeg, box, 32, "bicubic")).astype(int)
     exact = np.asarray(whole.resize((32, 32), Image.Resampling.BICUBIC, box=(51, 37, 454, 338))).astype(int)
@@ -107,7 +107,7 @@ def test_reduced_jpeg_decoding_changes_the_crop_little():
 
 def test_array_and_file_take_the_same_crop():
     pixels = picture(50, 60)
-    png = host.decode(encoded(pixels, "PNG"))
+    png = decoding.decode(encoded(pixels, "PNG"))
     transform = host.RandomResizedCrop(16)
     assert np.array_equal(transform(pixels, rng(3)), host.as_array(transform(png, rng(3))))
     grey = pixels[..., :1]

@@ -250,6 +250,8 @@ def test_a_stored_validation_part_stays_when_test_is_carved():
 def test_what_is_trained_on_is_no_test():
     with pytest.raises(ValueError, match="data.options.test_split = 'train': must be another part than the training"):
         splits.open_split("test", ("train", "val"), lambda part: None, test_split="train")
+    with pytest.raises(ValueError, match="data.options.test_split = None: must be stored; there are val;"):
+        splits.open_split("test", ("val",), lambda part: None, train_split="val")
 
 
 # ------------------------------------------------------------------------------------------------- what is not there

@@ -158,11 +158,18 @@ def test_wrong_keywords_are_named(digits):
         pipeline.train(splits.Subset(digits, np.arange(0)), batch_size=4, seed=0)
 
 
-def test_a_label_out_of_range_and_unequal_shapes_are_named():
+def test_a_label_out_of_range_floats_and_unequal_shapes_are_named():
     source = numbered(8)
     source.num_classes = 3
     with pytest.raises(ValueError, match=r"label of numbers\[3\] = 3: must be in \[0, 3\)"):
         list(pipeline.evaluate(source, batch_size=8))
+
+    source = numbered(8)
+    source.images = source.images / 255  # which would be rounded to nothing in a batch of uint8
+    with pytest.raises(ValueError, match=r"type of the image numbers\[\d\] = 'float64': must be uint8"):
+        taken(pipeline.train(source, batch_size=8, seed=0), 1)
+    with pytest.raises(ValueError, match=r"type of the image numbers\[0\] = 'float64': must be uint8"):
+        pipeline.evaluate(source, batch_size=8)
 
     class Uneven(list):
         num_classes, channels = 2, 1
