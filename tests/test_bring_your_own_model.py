@@ -17,7 +17,7 @@ def test_every_section_has_an_example():
     assert list(EXAMPLES) == re.findall(r"^## (.*)$", PAGE, re.MULTILINE) and len(EXAMPLES) >= 7
 
 
-@pytest.mark.parametrize("title", [pytest.param(t, marks=[pytest.mark.peers] * (t == "PyTorch")) for t in EXAMPLES])
+@pytest.mark.parametrize("title", [pytest.param(t, marks=[pytest.mark.peers] * (t in NEEDS)) for t in EXAMPLES])
 def test_the_example_runs(title):
     if title in NEEDS:
         pytest.importorskip(NEEDS[title], reason=f"the example of {title} needs the package {NEEDS[title]}")
