@@ -13,6 +13,7 @@ import pytest
 from robust_vit import config as config_lib
 from robust_vit import data, evaluate
 from robust_vit.evaluation import Measurer, record, suites
+from robust_vit.models.weights import converted
 from robust_vit.training import checkpoint, loop, state
 
 TEST_EXAMPLES = 12
@@ -184,6 +185,23 @@ def test_data_that_do_not_fit_the_model_are_told(run_folder, tmp_path, monkeypat
     assert "num_classes = 6: must be at most 4, the classes that the model knows" in error_of(
         here, f"--data=npz:{tmp_path / 'more'}"
     )
+
+
+def test_converted_weights_are_measured_on_data_of_the_command_line(run_folder, tmp_path, monkeypatch):
+    """Without a configuration: the data and the threat are named, and the model to transfer from is a run."""
+    _, module, variables, _ = checkpoint.load(run_folder, "best", "raw")
+    converted.save(tmp_path / "weights", "vit", module, variables)
+    write_npz(tmp_path, channels=1, classes=4)
+    seen, made = [], {"warnings": [], "findings": [], "points": 12}
+    monkeypatch.setitem(suites.SUITES, "masking", lambda context: seen.append(context) or made)
+    flags = (f"--weights_dir={tmp_path / 'weights'}", f"--data=npz:{tmp_path}", "--threat=l2-0.5")
+    result = run(*flags, "--suite=clean,masking", f"--transfer_from={run_folder}")
+    subject = evaluate.from_run(run_folder, weights="raw")
+    assert result["weights"]["hash"] == suites.identify(subject.logits_fn, (8, 8, 1))
+    assert (seen[0].norm, seen[0].epsilon) == ("l2", 0.5)
+    images = seen[0].arrays()[0] / np.float32(255)
+    other = evaluate.from_run(run_folder)
+    np.testing.assert_allclose(seen[0].transfer_from(images), other.logits_fn(images), rtol=1e-4, atol=1e-5)
 
 
 KINDS = """
