@@ -258,8 +258,10 @@ def padded(batches: Iterable[Batch], multiple: int = 1) -> Iterator[dict[str, np
     """
     size, seen = 0, 0
     for batch in batches:
-        labels = np.asarray(batch["label"], np.int32)
-        count = len(labels)
+        labels = np.asarray(batch["label"])
+        integers = labels.ndim == 1 and labels.dtype.kind in "iu"
+        check("label", f"{labels.dtype}{list(labels.shape)}", integers, "integers [B]")
+        labels, count = labels.astype(np.int32), len(labels)
         size = size or -(-count // multiple) * multiple
         if count > size:
             raise ValueError(f"batch of {count} examples: must not be larger than the first batch ({size})")

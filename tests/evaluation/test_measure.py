@@ -138,6 +138,11 @@ def test_padding_numbers_unnamed_examples_and_keeps_one_shape(split):
 def test_errors_are_one_line(logits_fn, split):
     with pytest.raises(ValueError, match=r"strength = 1.5: must lie in \[0, 1\]"):
         Measurer().measure(logits_fn, batches(split, 16), 1.5)
+    with pytest.raises(ValueError, match="strength = nan"):
+        Measurer().measure(logits_fn, batches(split, 16), np.nan)
+    for labels in (split["label"] + 0.5, np.eye(CLASSES)[split["label"]]):
+        with pytest.raises(ValueError, match=r"label = 'float64\[16.*\]': must be integers \[B\]"):
+            Measurer().measure(logits_fn, batches(split | {"label": labels}, 16))
     with pytest.raises(ValueError, match="gave no batch"):
         Measurer().measure(logits_fn, [])
     with pytest.raises(ValueError, match="outside the 5 classes"):
