@@ -36,7 +36,7 @@ def base() -> ConfigDict:
     config.data.batch_size = 128  # images a step, over all devices and hosts
     config.data.train_transforms = ()  # robust_vit.data.host specs, applied to each training image on the host
     config.data.evaluation_transforms = ()  # the same for validation and test
-    config.data.workers = 0  # processes that decode and augment; 0: in this one
+    config.data.workers = -1  # processes that decode and augment; 0: in this one; -1: as many as help
     config.data.on_bad_image = "error"  # "error": stop and name the file; "skip": count, report, replace
 
     config.model = ConfigDict()

@@ -42,7 +42,6 @@ def light() -> ConfigDict:
     config.data.batch_size = 512
     config.data.train_transforms = ("random_resized_crop(224)", "flip", "color_jitter(0.4, 0.4, 0.4)")
     config.data.evaluation_transforms = ("resize_centre_crop(224)",)
-    config.data.workers = 8
     config.model.drop_path = 0.05
     config.attack.epsilon = 4 / 255
     config.attack.step_size = config.attack.get_ref("epsilon") * 1.5

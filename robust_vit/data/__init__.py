@@ -29,6 +29,7 @@ __all__ = [
     "build",
     "catalogue",
     "checks",
+    "decoding",
     "evaluate",
     "host",
     "mixing",

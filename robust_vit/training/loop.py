@@ -77,7 +77,10 @@ def claim(workdir: pathlib.Path, config: ConfigDict, dataset: Any = None) -> Non
 def _claim_config(workdir: pathlib.Path, config: ConfigDict) -> None:
     text = config_lib.to_json(config)
     if (workdir / "config.json").is_file():
-        found = config_lib.differences(checkpoint.stored_config(workdir), config_lib.from_json(text))
+        stored = checkpoint.stored_config(workdir)
+        if "workers" in stored.data:
+            stored.data.workers = config.data.workers  # who reads changes no batch, and another machine has other cores
+        found = config_lib.differences(stored, config_lib.from_json(text))
         if found:
             raise ValueError(f"workdir = {str(workdir)!r}: holds a run with {found[0]}; choose another folder")
     elif parallel.is_main():

@@ -108,7 +108,7 @@ FIELDS: dict[str, Rule] = {
     "data.batch_size": whole(1),
     "data.train_transforms": transforms,
     "data.evaluation_transforms": transforms,
-    "data.workers": whole(0, 8 * (os.cpu_count() or 1)),
+    "data.workers": whole(-1, 8 * (os.cpu_count() or 1)),
     "data.on_bad_image": one_of("error", "skip"),
     "model.name": name(models.names),
     "model.drop_path": RATE,

@@ -378,6 +378,17 @@ def test_data_that_changed_since_the_run_began_are_refused_by_split(tmp_path, sp
         loop.claim(tmp_path / "run", config(), changed)
 
 
+def test_a_run_may_go_on_with_other_readers(tmp_path):
+    """On a machine of other cores: no batch depends on who reads."""
+    begun, resumed = config(), config()
+    begun.data.workers, resumed.data.workers = 0, 4
+    loop.claim(tmp_path, begun)
+    loop.claim(tmp_path, resumed)
+    resumed.data.batch_size += 1
+    with pytest.raises(ValueError, match="holds a run with data.batch_size"):
+        loop.claim(tmp_path, resumed)
+
+
 def test_the_environment_of_a_resumption_is_noted_beside_the_first(tmp_path, monkeypatch):
     loop.claim(tmp_path, config())
     first = json.loads((tmp_path / "environment.json").read_text())

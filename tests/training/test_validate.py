@@ -9,8 +9,8 @@ import pytest
 from robust_vit import config as config_lib
 from robust_vit.training import experiment, validate
 
-# A name nobody has, numbers that are none, a wrong kind: no field takes any of them.
-BAD = {"nan": math.nan, "infinite": math.inf, "negative": -1, "unknown": "no such thing", "kind": {"a": 1}}
+# A name nobody has, numbers that are none, a wrong kind: no field takes any of them (data.workers takes -1).
+BAD = {"nan": math.nan, "infinite": math.inf, "negative": -2, "unknown": "no such thing", "kind": {"a": 1}}
 MODEL = ("model.depth", "model.heads", "model.width", "model.patch_size", "model.channels")
 FREE = (*MODEL, "data.options.path", "attack.options.queries")
 
