@@ -34,7 +34,7 @@ class HeadMixer(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (heads,), self.param_dtype)
         dtype = layers.wide(self.dtype)
         mixed = kernel.T.astype(dtype) @ maps.astype(dtype).reshape(b, heads, q * k)
-        return mixed.reshape(b, heads, q, k) + bias.astype(dtype)[:, None, None]
+        return mixed.reshape(b, heads, q, k) + bias.astype(dtype)[None, :, None, None]
 
 
 class TalkingHeadsAttention(nn.Module):
@@ -102,10 +102,10 @@ class Block(nn.Module):
         )
         branch = layers.LayerNorm(EPSILON, name="norm1", **policy)(x)
         branch = TalkingHeadsAttention(self.heads, self.qkv_bias, name="attn", **policy)(branch)
-        x = x + layers.DropPath(name="drop_path1")(branch * gamma_1.astype(self.dtype), rate, train)
+        x = x + layers.DropPath(name="drop_path1")(branch * layers.by_channel(gamma_1, branch), rate, train)
         branch = layers.LayerNorm(EPSILON, name="norm2", **policy)(x)
         branch = layers.Mlp(int(x.shape[-1] * self.mlp_ratio), name="mlp", **policy)(branch)
-        x = x + layers.DropPath(name="drop_path2")(branch * gamma_2.astype(self.dtype), rate, train)
+        x = x + layers.DropPath(name="drop_path2")(branch * layers.by_channel(gamma_2, branch), rate, train)
         layers.record(self, "tokens", x)
         return x
 
@@ -130,10 +130,10 @@ class ClassBlock(nn.Module):
         )
         branch = layers.LayerNorm(EPSILON, name="norm1", **policy)(jnp.concatenate([token, patches], 1))
         branch = ClassAttention(self.heads, self.qkv_bias, self.attention, name="attn", **policy)(branch)
-        token = token + branch * gamma_1.astype(self.dtype)
+        token = token + branch * layers.by_channel(gamma_1, branch)
         branch = layers.LayerNorm(EPSILON, name="norm2", **policy)(token)
         branch = layers.Mlp(int(token.shape[-1] * self.mlp_ratio), name="mlp", **policy)(branch)
-        token = token + branch * gamma_2.astype(self.dtype)
+        token = token + branch * layers.by_channel(gamma_2, branch)
         layers.record(self, "tokens", token)
         return token
 

@@ -39,7 +39,7 @@ class Block(nn.Module):
         branch = layers.LayerNorm(EPSILON, name="norm", **policy)(branch)
         branch = layers.Mlp(int(width * self.mlp_ratio), name="mlp", **policy)(branch)
         gamma = self.param("gamma", nn.initializers.constant(self.layer_scale), (width,), self.param_dtype)
-        x = x + layers.DropPath(name="drop_path")(branch * gamma.astype(self.dtype), rate, train)
+        x = x + layers.DropPath(name="drop_path")(branch * layers.by_channel(gamma, branch), rate, train)
         layers.record(self, "tokens", x)
         return x
 

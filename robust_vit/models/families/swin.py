@@ -117,7 +117,8 @@ class WindowAttention(nn.Module):
         )
         bias = table[positions.relative_index(self.window)].transpose(2, 0, 1)  # [A,N,N]
         if mask is not None:
-            bias = bias + mask.astype(bias.dtype)[..., None, :, :]  # [(B,)W,A,N,N]
+            mask = mask.astype(bias.dtype)[..., None, :, :]  # [(B,)W,1,N,N]
+            bias = bias.reshape((1,) * (mask.ndim - 3) + bias.shape) + mask
         batch = b if bias.ndim == 5 else 1
         bias = jnp.broadcast_to(bias, (batch, w, self.heads, n, n)).reshape(batch, w * self.heads, n, n)
 

@@ -71,7 +71,7 @@ def cross_covariance(q: Array, k: Array, v: Array, temperature: Array) -> tuple[
 
     scores = jnp.einsum("bnad,bnae->bade", q, k, preferred_element_type=dtype)
     scores = scores * inverse_norm(q)[..., :, None] * inverse_norm(k)[..., None, :]
-    weights = jax.nn.softmax(scores * temperature.astype(dtype), axis=-1)
+    weights = jax.nn.softmax(scores * temperature.astype(dtype)[None], axis=-1)
     return jnp.einsum("bade,bnae->bnad", weights.astype(v.dtype), v), weights
 
 
@@ -129,7 +129,7 @@ class Block(nn.Module):
                 f"gamma{number}", nn.initializers.constant(self.layer_scale), (x.shape[-1],), self.param_dtype
             )
             drop = layers.DropPath(name=f"drop_path{number}")
-            return x + drop(branch * gamma.astype(self.dtype), rate, train)
+            return x + drop(branch * layers.by_channel(gamma, branch), rate, train)
 
         branch = layers.LayerNorm(EPSILON, name="norm1", **policy)(x)
         x = add(x, XCA(self.heads, self.qkv_bias, name="attn", **policy)(branch), 1)
@@ -161,11 +161,10 @@ class ClassBlock(nn.Module):
     def __call__(self, token: Array, patches: Array) -> tuple[Array, Array]:
         policy = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         gamma1, gamma2 = (
-            self.param(name, nn.initializers.constant(self.layer_scale), (token.shape[-1],), self.param_dtype).astype(
-                self.dtype
-            )
+            self.param(name, nn.initializers.constant(self.layer_scale), (token.shape[-1],), self.param_dtype)
             for name in ("gamma1", "gamma2")
         )
+        gamma1, gamma2 = (layers.by_channel(gamma.astype(self.dtype), token) for gamma in (gamma1, gamma2))
         normed = layers.LayerNorm(EPSILON, name="norm1", **policy)(jnp.concatenate([token, patches], 1))
         attend = cait.ClassAttention(self.heads, self.qkv_bias, self.attention, name="attn", **policy)
         token = token + gamma1 * attend(normed)

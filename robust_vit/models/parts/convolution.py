@@ -140,6 +140,6 @@ def _shifted_sum(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     out = None
     for i, j in itertools.product(range(k), range(k)):
         rows = slice(i, i + (height - 1) * stride + 1, stride)
-        term = x[:, rows, j : j + (width - 1) * stride + 1 : stride] * kernel[i, j, 0]
+        term = x[:, rows, j : j + (width - 1) * stride + 1 : stride] * kernel[i, j][None, None]
         out = term if out is None else out + term
     return out

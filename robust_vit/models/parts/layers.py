@@ -115,6 +115,12 @@ def hardswish(x: Array) -> Array:
 # Parametrised layers --------------------------------------------------------------------------------------------------
 
 
+def by_channel(values: Any, like: Array) -> Array:
+    """[C] as [1,..,1,C] of the dtype of `like` [..,C], to be combined with it: ranks are added where it is said."""
+    values = jnp.asarray(values, like.dtype)
+    return values.reshape((1,) * (like.ndim - 1) + values.shape[-1:])
+
+
 def normalize(images: Array, mean: Sequence[float], std: Sequence[float], dtype: Any) -> Array:
     """Returns (images - mean) / std in `dtype`; empty `mean` and `std` leave the [0,1] pixels as they are.
 
@@ -123,7 +129,7 @@ def normalize(images: Array, mean: Sequence[float], std: Sequence[float], dtype:
     """
     images = images.astype(wide(images.dtype))
     if len(mean):
-        images = (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
+        images = (images - by_channel(mean, images)) / by_channel(std, images)
     return images.astype(dtype)
 
 
@@ -146,7 +152,7 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
         y = x.astype(self.dtype).reshape(-1, x.shape[-1]) @ kernel.astype(self.dtype)  # [B*N,E]
         if self.use_bias:
-            y = y + self.param("bias", self.bias_init, (self.features,), self.param_dtype).astype(self.dtype)
+            y = y + by_channel(self.param("bias", self.bias_init, (self.features,), self.param_dtype), y)
         return y.reshape(*x.shape[:-1], self.features)
 
 
@@ -170,9 +176,8 @@ class Head(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (features.shape[-1], self.num_classes), self.param_dtype)
         logits = features.astype(dtype) @ kernel.astype(dtype)
         if self.use_bias:
-            logits = logits + self.param("bias", nn.initializers.zeros, (self.num_classes,), self.param_dtype).astype(
-                dtype
-            )
+            bias = self.param("bias", nn.initializers.zeros, (self.num_classes,), self.param_dtype)
+            logits = logits + by_channel(bias, logits)
         return logits
 
 
@@ -203,7 +208,7 @@ class Patchify(nn.Module):
         )
         if self.use_bias:
             bias_init = self.bias_init or torch_uniform(p * p * c)
-            y = y + self.param("bias", bias_init, (self.features,), self.param_dtype).astype(self.dtype)
+            y = y + by_channel(self.param("bias", bias_init, (self.features,), self.param_dtype), y)
         return y.reshape(b, h, w, self.features)
 
 
@@ -233,7 +238,7 @@ class Conv(nn.Module):
         y = convolution.conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, padding, self.groups)
         if self.use_bias:
             bias_init = self.bias_init or torch_uniform(k * k * fan_in)
-            y = y + self.param("bias", bias_init, (self.features,), self.param_dtype).astype(self.dtype)
+            y = y + by_channel(self.param("bias", bias_init, (self.features,), self.param_dtype), y)
         return y
 
 
@@ -251,7 +256,7 @@ class LayerNorm(nn.Module):
         x = x.astype(wide(self.dtype))
         x = x - x.mean(-1, keepdims=True)
         x = x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
-        return (x * scale.astype(x.dtype) + bias.astype(x.dtype)).astype(self.dtype)
+        return (x * by_channel(scale, x) + by_channel(bias, x)).astype(self.dtype)
 
 
 class BatchNorm(nn.Module):
@@ -279,14 +284,14 @@ class BatchNorm(nn.Module):
         if train:
             axes, n = tuple(range(x.ndim - 1)), x.size // features
             mean = x.mean(axes)
-            var = jnp.square(x - mean).mean(axes)
+            var = jnp.square(x - by_channel(mean, x)).mean(axes)
             if self.is_mutable_collection("batch_stats") and not self.is_initializing():
                 self._update(running_mean, mean)
                 self._update(running_var, var * (n / max(n - 1, 1)))
         else:
             mean, var = running_mean.value, running_var.value
         multiplier = lax.rsqrt(var + self.epsilon) * scale
-        return ((x - mean.astype(x.dtype)) * multiplier.astype(x.dtype) + bias.astype(x.dtype)).astype(self.dtype)
+        return ((x - by_channel(mean, x)) * by_channel(multiplier, x) + by_channel(bias, x)).astype(self.dtype)
 
     def _update(self, running: Any, batch: Array) -> None:
         batch = lax.stop_gradient(batch).astype(running.value.dtype)
@@ -319,7 +324,7 @@ class LayerScale(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         gamma = self.param("gamma", nn.initializers.constant(self.init_value), (x.shape[-1],), self.param_dtype)
-        return x * gamma.astype(self.dtype)
+        return x * by_channel(gamma.astype(self.dtype), x)
 
 
 class DropPath(nn.Module):
