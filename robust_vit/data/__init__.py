@@ -19,7 +19,7 @@ import numpy as np
 
 from robust_vit.data import catalogue, checks, decoding, host, mixing, pipeline, sources, splits
 from robust_vit.data.pipeline import evaluate, train
-from robust_vit.data.sources import REQUIRED, names, option_types, options, parse_location, read_option
+from robust_vit.data.sources import REQUIRED, names, option_types, options, parse_location
 from robust_vit.errors import check
 from robust_vit.typing import Source
 
@@ -38,7 +38,6 @@ __all__ = [
     "options",
     "parse_location",
     "pipeline",
-    "read_option",
     "sources",
     "splits",
     "train",

@@ -2,9 +2,8 @@
 
 The order is one endless sequence: position p = epoch * len(source) + place in that epoch's shuffle. Global batch k
 holds the positions [k B, (k+1) B); host h of n takes the h-th n-th of those rows; augmentation draws from a generator
-keyed by (seed, p). So the batches are the same for
-any number of hosts, threads and worker processes, and the whole state of the iterator is one number: how many batches
-were taken.
+keyed by (seed, p). So the batches are the same for any number of hosts, threads and worker processes, and the whole
+state of the iterator is one number: how many batches were taken.
 
 A batch is a dict of NumPy arrays: image uint8 [B,H,W,C], label int32 [B], index int32 [B] (place in the source), mask
 bool [B].
@@ -46,9 +45,10 @@ class Reading:
 def choose(source: Source, workers: int, threads: int, examples: int | None = None) -> Reading:
     """Decides who reads a source.
 
-    A process costs seconds to start and a copy of every batch, so that images that lie in memory are read several times
-    faster without. Decoding is worth it, but Pillow decodes outside the interpreter's lock: threads of one process keep
-    a few cores busy, and only more cores want processes. A short pass ends before its processes have started.
+    Processes take 5 seconds and more to start, in every pass of an evaluation anew, and hand on a copy of every batch:
+    images that lie in memory are better read here. Decoding is worth it, but Pillow decodes outside the interpreter's
+    lock: threads of one process keep a few cores busy, and only more cores want processes. A short pass ends before its
+    processes have started.
 
     Args:
       source: the examples; the first one is read.

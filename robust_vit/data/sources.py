@@ -1,9 +1,10 @@
 """The data sources by name.
 
-A source is a random-access sequence: `source[i]` is {"image": uint8 [H,W,C] or encoded bytes, "label": int}.
+A source is a random-access sequence: `source[i]` is {"image": uint8 [H,W,C] or encoded bytes, "label": int}. What else
+it may tell (class names, labels, a digest) is in `catalogue`. To add one, write a factory (split, *, option=default)
+and a line in `SOURCES`: its keywords become the options, with the types of their annotations.
 """
 
-import contextlib
 import inspect
 import numbers
 import os
@@ -80,32 +81,6 @@ def option_types(name: str) -> dict[str, str]:
         option: " | ".join("None" if kind is type(None) else kind.__name__ for kind in _kinds(parameter))
         for option, parameter in _parameters(name).items()
     }
-
-
-def read_option(name: str, option: str, text: str) -> Any:
-    """Reads the value of an option from the command line.
-
-    Args:
-      name: of the source.
-      option: one of `options(name)`.
-      text: "32", "0.1", "true", "none" or words, as the option's type asks.
-
-    Raises:
-      ValueError: unknown option, with the nearest that exists, or a text that is no such value.
-    """
-    lookup("data.name", name, SOURCES)
-    _check_known(name, option)
-    kinds = _kinds(_parameters(name)[option])
-    if type(None) in kinds and text.lower() == "none":
-        return None
-    if bool in kinds and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        if kind in kinds:
-            with contextlib.suppress(ValueError):
-                return kind(text)
-    check(f"data.options.{option}", text, str in kinds, f"of type {option_types(name)[option]}")
-    return text
 
 
 def check_options(name: str, given: dict[str, Any]) -> None:
