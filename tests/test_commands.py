@@ -65,3 +65,13 @@ def test_a_closed_pipe_does_not_end_the_work(tmp_path):
 def test_a_misspelt_command_is_named():
     with pytest.raises(SystemExit, match="command = 'trian'.*did you mean 'train'"):
         commands.main(["robust-vit", "trian"])
+
+
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_every_command_has_help_with_an_example(name, capsys):
+    try:
+        commands.main(["robust-vit", name, "--help"])
+    except SystemExit as end:  # argparse's way
+        assert end.code == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) > 4 and (f"robust-vit {name}" in out or "python -m robust_vit" in out)

@@ -70,7 +70,7 @@ def test_a_misspelt_model_keyword_is_named():
 )
 def test_a_misspelt_override_suggests_the_nearest_field(flag, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        main.parse(["main", "--config=configs/digits.py", "--workdir=unused", flag])
+        main.main(["main", "--config=configs/digits.py", "--workdir=unused", flag])
     assert message in str(stop.value) and "\n" not in str(stop.value)
 
 
