@@ -14,18 +14,13 @@ import numpy as np
 from robust_vit.errors import check
 from robust_vit.typing import Array, Keys
 
-# Purposes. Two draws that must be independent get two names; the numbers are part of every recorded result.
+# Purposes. Two draws that must be independent get two names; the numbers are part of every recorded result, so that of
+# a purpose which is gone is not given to another (1, 6 to 9).
 INIT = 0
-AUGMENT = 1
 TRAIN_ATTACK = 2
 EVALUATION_ATTACK = 3
 MODEL = 4  # dropout, drop path
 MIXING = 5
-APGD = 6
-FAB = 7
-SQUARE = 8
-NOISE = 9
-
 
 BITS = 32  # of the words that keys are made of
 

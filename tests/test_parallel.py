@@ -54,8 +54,8 @@ def test_pmap_equals_jit():
 
 
 def test_keys_name_examples_and_not_places():
-    keys = randomness.example_keys(0, jnp.array([5, 9]), randomness.NOISE, step=3)
-    again = randomness.example_keys(jax.random.key(0), jnp.array([9, 5]), randomness.NOISE, step=3)
+    keys = randomness.example_keys(0, jnp.array([5, 9]), randomness.TRAIN_ATTACK, step=3)
+    again = randomness.example_keys(jax.random.key(0), jnp.array([9, 5]), randomness.TRAIN_ATTACK, step=3)
     assert jax.random.key_data(keys)[0].tolist() == jax.random.key_data(again)[1].tolist()
-    other = randomness.example_keys(0, jnp.array([5]), randomness.NOISE, step=4)
+    other = randomness.example_keys(0, jnp.array([5]), randomness.TRAIN_ATTACK, step=4)
     assert jax.random.key_data(other)[0].tolist() != jax.random.key_data(keys)[0].tolist()
