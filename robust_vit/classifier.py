@@ -10,6 +10,7 @@ their `logits_fn` too.
 
 import dataclasses
 import functools
+import numbers
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,14 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_vit import attacks, models, randomness
+from robust_vit import attacks, batching, models, randomness
 from robust_vit.errors import check
-from robust_vit.evaluation.callables import as_logits_fn
+from robust_vit.evaluation import callables
 from robust_vit.pixels import as_float
 from robust_vit.threat import Threat
 from robust_vit.typing import Array, LogitsFn, Variables
-
-BATCH = 256  # images a compiled call; changes no result
 
 
 class Classifier(jax.tree_util.Partial):
@@ -44,7 +43,7 @@ class Classifier(jax.tree_util.Partial):
     """
 
     def __new__(cls, logits_fn: LogitsFn, **_: Any) -> "Classifier":
-        partial = as_logits_fn(logits_fn)
+        partial = callables.as_logits_fn(logits_fn)
         if not isinstance(partial, functools.partial):  # another library's model, itself a pytree
             partial = jax.tree_util.Partial(_call, partial)
         return functools.partial.__new__(cls, partial.func, *partial.args, **partial.keywords)
@@ -101,7 +100,7 @@ class Classifier(jax.tree_util.Partial):
             self._class_names = experiment.build_data(self.config).class_names
         return self._class_names
 
-    def predict(self, images: Any, batch_size: int = BATCH) -> np.ndarray:
+    def predict(self, images: Any, batch_size: int = batching.SIZE) -> np.ndarray:
         """The most likely class of each image.
 
         Args:
@@ -112,7 +111,7 @@ class Classifier(jax.tree_util.Partial):
           [N] integers.
         """
         images = self._checked(images)
-        return np.asarray(_in_batches(_predict, batch_size, (self,), (images,)))
+        return np.asarray(batching.in_batches(lambda *given: _predicted(*given)[0], batch_size, (self,), (images,)))
 
     def attack(
         self,
@@ -123,7 +122,7 @@ class Classifier(jax.tree_util.Partial):
         threat: Threat | str | None = None,
         seed: int = 0,
         indices: Any = None,
-        batch_size: int = BATCH,
+        batch_size: int = batching.SIZE,
         **keywords: Any,
     ) -> Array:
         """Adversarial images.
@@ -144,14 +143,18 @@ class Classifier(jax.tree_util.Partial):
         Raises:
           ValueError: an unknown attack, a bad keyword, images that do not fit, or no threat.
         """
-        images, labels = self._checked(images), jnp.asarray(labels)
-        images = as_float(images) if jnp.issubdtype(images.dtype, jnp.integer) else images
-        count = len(images)
-        check("labels.shape", labels.shape, labels.shape[:1] == (count,), f"[{count}] or [{count},K]")
         known = {} if {"norm", "epsilon"} <= keywords.keys() else self._threat(threat).keywords
         run = _compiled(name, tuple(sorted((known | keywords).items())))
+        images, labels = self._checked(images), jnp.asarray(labels)
+        images = as_float(images) if jnp.issubdtype(images.dtype, jnp.integer) else images
+        count, classes = len(images), _classes(self, images)
+        fits = labels.shape in ((count,), (count, classes))
+        check("labels.shape", labels.shape, fits, f"({count},), or distributions ({count}, {classes})")
+        if jnp.issubdtype(labels.dtype, jnp.integer) and not isinstance(labels, jax.core.Tracer):
+            top = int(labels.max(initial=0))
+            check("labels", top, labels.min(initial=0) >= 0 and top < classes, f"in [0, {classes})")
         indices = jnp.arange(count) if indices is None else jnp.asarray(indices)
-        return _in_batches(run, batch_size, (randomness.as_key(seed), self), (indices, images, labels))
+        return batching.in_batches(run, batch_size, (randomness.as_key(seed), self), (indices, images, labels))
 
     def evaluate(
         self,
@@ -193,7 +196,7 @@ class Classifier(jax.tree_util.Partial):
         from robust_vit.evaluation import suites as suites_lib
 
         names = suites_lib.parse(suites)
-        batches = self._batches(data, batch_size, limit)
+        batches = batching.of(data, self.config, batch_size, limit)
         first = next(iter(batches))
         self._checked(first["image"])
         run = {"seed": self.config.seed, "steps": self.config.evaluation.steps} if self.config is not None else {}
@@ -214,7 +217,7 @@ class Classifier(jax.tree_util.Partial):
         split = data if isinstance(data, str) else "given"
         if workdir is None:
             return suites_lib.evaluate(names, context, None, split=split, step=self.step)
-        split = split if isinstance(data, str) and limit is None else f"{split}, {_named(context.arrays())}"
+        split = split if isinstance(data, str) and limit is None else f"{split}, {batching.name_of(context.arrays())}"
         return suites_lib.evaluate(names, context, context.workdir / record.RESULT, split=split, step=self.step)
 
     def attention(self, images: Any) -> list[Array]:
@@ -239,25 +242,6 @@ class Classifier(jax.tree_util.Partial):
         check("threat", given, threat is not None, "given, such as 'linf-8/255': this classifier has none of its own")
         return threat
 
-    def _batches(self, data: Any, batch_size: int | None, limit: int | None) -> Any:
-        """Masked batches of what `evaluate` was given, re-iterable."""
-        from robust_vit.data import Dataset, pipeline
-        from robust_vit.training import experiment
-
-        reading: dict[str, Any] = {"batch_size": batch_size or BATCH, "limit": limit}
-        if isinstance(data, tuple | list):
-            return _array_batches(*data, **reading)
-        if isinstance(data, Dataset):
-            return pipeline.evaluate(data.test, transforms=data.evaluation_transforms, **reading)
-        if not isinstance(data, str):
-            return pipeline.evaluate(data, **reading)
-        check("data", data, self.config is not None, "(images, labels), a Dataset or a source: this is no run's model")
-        dataset, section = experiment.build_data(self.config), self.config.data
-        reading["batch_size"] = batch_size or self.config.evaluation.batch_size
-        transforms = dataset.evaluation_transforms
-        stored = {"workers": section.workers, "on_bad_image": section.on_bad_image}
-        return pipeline.evaluate(dataset.split(data), transforms=transforms, **stored, **reading)
-
     def _checked(self, images: Any) -> Array:
         """Images as an array, refused in one line where the model cannot take them."""
         images = jnp.asarray(images)
@@ -267,7 +251,9 @@ class Classifier(jax.tree_util.Partial):
         if jnp.issubdtype(images.dtype, jnp.floating) and not isinstance(images, jax.core.Tracer):
             low, high = float(images.min(initial=0)), float(images.max(initial=0))
             check("images", f"floats in [{low:g}, {high:g}]", 0 <= low and high <= 1, "uint8, or floats in [0,1]")
-        if self.module is not None and images.shape[1:] != models.image_shape(self.module):
+        if self.module is None:
+            callables.check_logits(self, images.shape[1:])
+        elif images.shape[1:] != models.image_shape(self.module):
             height, width, channels = models.image_shape(self.module)
             wanted = f"[B,{height},{width},{channels}], as the model takes them"
             check("images", shape, images.shape[3] == channels and _takes(self, images), wanted)
@@ -301,13 +287,20 @@ def _call(function: LogitsFn, images: Array) -> Array:
 
 
 @jax.jit
-def _predict(classifier: Classifier, images: Array) -> Array:
-    return jnp.argmax(classifier(images), axis=-1).astype(jnp.int32)
+def _predicted(classifier: Classifier, images: Array) -> tuple[Array, Array]:
+    """The most likely classes [B], and the logits [B,K]."""
+    logits = classifier(images)
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32), logits
+
+
+def _compiled(name: str, keywords: tuple[tuple[str, Any], ...]) -> Callable[..., Array]:
+    """An attack that is compiled once however often it is asked for; anew where a keyword is an array."""
+    plain = all(isinstance(value, str | numbers.Real | None) for _, value in keywords)
+    return _kept(name, keywords) if plain else _kept.__wrapped__(name, keywords)
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(name: str, keywords: tuple[tuple[str, Any], ...]) -> Callable[..., Array]:
-    """An attack that is compiled once however often it is asked for."""
+def _kept(name: str, keywords: tuple[tuple[str, Any], ...]) -> Callable[..., Array]:
     attack = attacks.build(name, **dict(keywords))
 
     @jax.jit
@@ -318,42 +311,9 @@ def _compiled(name: str, keywords: tuple[tuple[str, Any], ...]) -> Callable[...,
     return run
 
 
-def _in_batches(function: Callable[..., Array], size: int, shared: tuple[Any, ...], arrays: tuple[Array, ...]) -> Array:
-    """function(*shared, *arrays) for at most `size` rows at once; a short last batch repeats row 0, so that all batches
-    share one program.
-    """
-    count = len(arrays[0])
-    check("images", count, count > 0, "at least one image")
-    check("batch_size", size, size >= 1, "at least 1")
-    if count <= size:
-        return function(*shared, *arrays)
-    found = []
-    for start in range(0, count, size):
-        rows = np.arange(start, start + size)
-        rows[rows >= count] = 0
-        found.append(function(*shared, *(array[rows] for array in arrays)))
-    return jnp.concatenate(found)[:count]
-
-
-def _array_batches(images: Any, labels: Any, batch_size: int, limit: int | None) -> list[dict[str, np.ndarray]]:
-    """Arrays as batches, in order."""
-    from robust_vit.data import splits
-
-    images, labels = np.asarray(images), np.asarray(labels)
-    check("labels.shape", labels.shape, labels.shape == images.shape[:1], f"[{len(images)}], one an image")
-    check("labels", labels.dtype.name, labels.dtype.kind in "iu", "integers")
-    check("limit", limit, limit is None or limit > 0, "at least 1")
-    index = np.arange(len(labels)) if limit is None else splits.select(len(labels), limit)
-    parts = [index[start : start + batch_size] for start in range(0, len(index), batch_size)]
-    check("images", len(labels), bool(parts), "at least one image")
-    return [{"image": images[part], "label": labels[part], "index": part} for part in parts]
-
-
-def _named(examples: tuple[np.ndarray, np.ndarray, np.ndarray]) -> str:
-    """What tells a set of examples from others in a result file."""
-    from robust_vit.evaluation import fingerprint
-
-    return f"{len(examples[1])} examples {fingerprint.data(*examples)[:8]}"
+def _classes(classifier: Classifier, images: Array) -> int:
+    """K, without running the model."""
+    return _predicted.eval_shape(classifier, images)[1].shape[-1]
 
 
 def _takes(classifier: Classifier, images: Array) -> bool:

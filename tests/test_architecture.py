@@ -22,7 +22,7 @@ FLOORS = {
     "surroundings": ("config", "data", "parallel", "recipes"),
     "measurement": ("analysis", "evaluation"),
     "training": ("training",),
-    "classifier": ("classifier", "foreign", "loading", "subject"),
+    "classifier": ("batching", "classifier", "foreign", "loading", "subject"),
     "commands": ("commands", "compare", "convert", "doctor", "evaluate", "main", "models.__main__"),
 }
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS.values()) for room in rooms}

@@ -117,7 +117,7 @@ def test_attacks_do_not_depend_on_the_batch_and_take_another_threat(classifier, 
     np.testing.assert_allclose(some, whole[3:], atol=1e-6)
     moved = classifier.attack("fgsm", images, labels, threat="l2-0.5") - rv.pixels.as_float(images)
     assert 0.4 < jnp.sqrt(jnp.sum(moved**2, axis=(1, 2, 3))).max() <= 0.5 + 1e-5
-    moved = classifier.attack("fgsm", images, labels, epsilon=0.02) - rv.pixels.as_float(images)
+    moved = classifier.attack("fgsm", images, labels, epsilon=np.full(EXAMPLES, 0.02)) - rv.pixels.as_float(images)
     assert 0.01 < jnp.abs(moved).max() <= 0.02 + 1e-6
 
 
@@ -210,7 +210,17 @@ ERRORS = {
     "keyword": (lambda c, x, y, p: c.attack("pgd", x, y, steps=0), "steps = 0: must be"),
     "threat": (lambda c, x, y, p: c.attack("pgd", x, y, threat="linf-8"), "epsilon = 8.0: must be at most 1"),
     "no threat": (lambda c, x, y, p: rv.Classifier(c.func).attack("pgd", x, y), "threat = None: must be given"),
-    "labels": (lambda c, x, y, p: c.attack("pgd", x, y[:3]), r"labels.shape = \(3,\): must be \[12\] or \[12,K\]"),
+    "labels": (
+        lambda c, x, y, p: c.attack("pgd", x, y[:3]),
+        r"labels.shape = \(3,\): must be \(12,\), or distributions \(12, 4\)",
+    ),
+    "label": (lambda c, x, y, p: c.attack("pgd", x, y + 1), r"labels = 4: must be in \[0, 4\)"),
+    "three arrays": (lambda c, x, y, p: c.evaluate("clean", (x, y, y)), "data = '3 arrays': must be .images, labels."),
+    "no jax": (
+        lambda c, x, y, p: rv.Classifier(lambda x: np.asarray(x).sum((1, 2)), threat="linf-0.1").predict(x),
+        "is not traceable by JAX .*gradient-free",
+    ),
+    "no logits": (lambda c, x, y, p: rv.Classifier(lambda x: (x, x)).predict(x), "a tuple of 2 .*must be one float"),
     "channels": (
         lambda c, x, y, p: c.attack("pgd", np.repeat(x, 3, axis=-1), y),
         r"images = 'uint8\[12, 8, 8, 3\]': must be \[B,8,8,1\], as the model takes them",
