@@ -1,4 +1,4 @@
-"""Every architecture, by name: `build`, `names`, `init`, `logits_fn`, `capture`.
+"""Every architecture, by name: `build`, `names`, `fields`, `init`, `logits_fn`, `capture`, `describe`.
 
 ```python
 model = models.build("vit_small_patch16_224", image_size=32, patch_size=4, num_classes=10)
@@ -109,6 +109,13 @@ def image_shape(module: nn.Module) -> tuple[int, int, int]:
     """Returns (H, W, C) of the images that the model was built for."""
     size = module.image_size
     return (*(size if isinstance(size, tuple) else (size, size)), module.channels)
+
+
+def describe(module: nn.Module, variables: Variables | None = None) -> str:
+    """Returns one line for a repr: "ViT, 201k weights"; counted from the variables where they are given."""
+    from robust_vit.models import summary  # it builds models
+
+    return summary.describe(module, variables)
 
 
 def logits_fn(module: nn.Module, variables: Variables) -> LogitsFn:

@@ -7,8 +7,10 @@ number as "FLOPs"; it is half of what `torch.utils.flop_counter` prints.
 
 import dataclasses
 import functools
+import json
 import math
-from collections.abc import Iterable
+import pathlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +20,8 @@ from jax.extend import core
 
 from robust_vit import models
 from robust_vit.models.parts import layers
+
+FIGURES = pathlib.Path(__file__).parent / "figures.json"  # what `python -m robust_vit.models --write` counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +53,60 @@ def summarize(name: str, batch: int = 8, memory: bool = False, **overrides: Any)
     """
     module = models.build(name, **overrides)
     height, width, _ = models.image_shape(module)
+    brief = _brief(module)
     return Summary(
         name,
         f"{height}x{width}",
-        count_parameters(module),
-        count_macs(module),
-        count_tokens(module),
+        count_parameters(brief),
+        count_macs(brief),
+        count_tokens(brief),
         gradient_memory(module, batch) if memory else None,
     )
+
+
+def _brief(module: nn.Module) -> nn.Module:
+    """The model with its equal blocks scanned, where its family can: one block to trace in place of all."""
+    other = module.clone(scan=True)
+    try:
+        other.validate()
+    except ValueError:
+        return module
+    return other
+
+
+def figures() -> dict[str, Summary]:
+    """Every model at its defaults, as counted before; nothing is traced."""
+    return {row["name"]: Summary(**row, gradient_bytes=None) for row in json.loads(FIGURES.read_text())}
+
+
+def write_figures(rows: Iterable[Summary]) -> None:
+    """Puts rows into the table that `figures` reads; rows of models that no longer exist are dropped."""
+    known = figures() if FIGURES.exists() else {}
+    known |= {row.name: row for row in rows}
+    kept = [dataclasses.asdict(known[name]) for name in models.names() if name in known]
+    for row in kept:
+        del row["gradient_bytes"]  # of this machine's compiler
+    FIGURES.write_text("[\n" + ",\n".join(json.dumps(row) for row in kept) + "\n]\n")
+
+
+def describe(module: nn.Module, variables: Any = None) -> str:
+    """One line for a repr: "ViT, 201k weights".
+
+    Args:
+      module: the model.
+      variables: its weights; traced from the module when omitted.
+    """
+    params = (shapes(_brief(module)) if variables is None else variables)["params"]
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    return f"{type(module).__name__}, {short(count)} weights"
+
+
+def short(count: int) -> str:
+    """Three digits at most: 201384 -> 201k, 5717416 -> 5.72M."""
+    for power, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= 0.9995 * power:  # what three digits round to the next letter
+            return f"{count / power:.3g}{letter}"
+    return str(count)
 
 
 def shapes(module: nn.Module) -> Any:
@@ -119,6 +169,8 @@ def _equation_macs(equation: core.JaxprEqn) -> int:
         features = kernel[params["dimension_numbers"].rhs_spec[0]]
         return math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // features
     if params.get("name") == "depthwise":  # a convolution written as shifted sums, see convolution.py
+        if not equation.invars:  # what Flax's scan hoists out of its loop: on which platform it runs
+            return 0
         kernel = equation.invars[1].aval.shape
         return math.prod(equation.outvars[0].aval.shape) * kernel[0] * kernel[1]
     inner = [traced_macs(jaxpr) for jaxpr in _inner_jaxprs(params)]
@@ -138,24 +190,23 @@ def _inner_jaxprs(params: dict[str, Any]) -> Iterable[core.Jaxpr]:
                 yield one
 
 
-def table(rows: Iterable[Summary], batch: int) -> str:
-    """Lays summaries out as aligned text, with the conventions below it."""
-    rows = list(rows)
-    columns = {
-        "model": [row.name for row in rows],
-        "image": [row.image_size for row in rows],
-        "parameters": [f"{row.parameters:,}" for row in rows],
-        "GMACs": [f"{row.macs / 1e9:.3f}" for row in rows],
-        "tokens": [str(row.tokens or "") for row in rows],
-    }
-    notes = ["GMACs: 1e9 multiply-adds an image (convolutions, matrix products), counted from the traced program"]
-    if any(row.gradient_bytes is not None for row in rows):
-        columns["gradient MiB"] = [f"{(row.gradient_bytes or 0) / 2**20:,.1f}" for row in rows]
-        notes.append(
-            f"gradient MiB: peak memory of the input gradient of {batch} images beside the weights, as compiled"
-        )
-    padded = []
-    for i, (head, cells) in enumerate(columns.items()):
-        width = max(map(len, [head, *cells]))
-        padded.append([cell.ljust(width) if i == 0 else cell.rjust(width) for cell in [head, "-" * width, *cells]])
-    return "\n".join(["  ".join(line) for line in zip(*padded)] + notes)
+def lines(rows: Iterable[Summary], batch: int = 8, memory: bool = False) -> Iterator[str]:
+    """Lays summaries out as text, a line as soon as its row is there, with the conventions below.
+
+    Args:
+      rows: may be counted while this is read.
+      batch, memory: as for `summarize`; whether there is a column of gradient memory.
+    """
+    width = max(map(len, models.names()))
+    heads = ("model".ljust(width), "    image", "  parameters", "   GMACs", " tokens")
+    heads += (" gradient MiB",) if memory else ()
+    yield "  ".join(heads)
+    yield "  ".join("-" * len(head) for head in heads)
+    for row in rows:
+        cells = [row.name, row.image_size, f"{row.parameters:,}", f"{row.macs / 1e9:.3f}", str(row.tokens or "")]
+        cells += [f"{(row.gradient_bytes or 0) / 2**20:,.1f}"] if memory else []
+        padded = [cell.rjust(len(head)) for cell, head in zip(cells[1:], heads[1:])]
+        yield "  ".join([row.name.ljust(width), *padded])
+    yield "GMACs: 1e9 multiply-adds an image (convolutions, matrix products), counted from the traced program"
+    if memory:
+        yield f"gradient MiB: peak memory of the input gradient of {batch} images beside the weights, as compiled"
