@@ -17,6 +17,7 @@ Name submodules as the PyTorch state dict does, and weights convert too (`weight
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -112,10 +113,20 @@ def image_shape(module: nn.Module) -> tuple[int, int, int]:
 
 
 def describe(module: nn.Module, variables: Variables | None = None) -> str:
-    """Returns one line for a repr: "ViT, 201k weights"; counted from the variables where they are given."""
-    from robust_vit.models import summary  # it builds models
+    """Returns one line for a repr, "ViT, 201k weights"; counted from the variables where they are given."""
+    if variables is None:
+        images = jax.ShapeDtypeStruct((1, *image_shape(module)), layers.wide(module.dtype))
+        variables = jax.eval_shape(module.init, jax.random.key(0), images)
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+    return f"{type(module).__name__}, {short(count)} weights"
 
-    return summary.describe(module, variables)
+
+def short(count: int) -> str:
+    """Three digits at most: 201384 -> 201k, 5717416 -> 5.72M."""
+    for power, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= 0.9995 * power:  # what three digits round to the next letter
+            return f"{count / power:.3g}{letter}"
+    return str(count)
 
 
 def logits_fn(module: nn.Module, variables: Variables) -> LogitsFn:

@@ -89,26 +89,6 @@ def write_figures(rows: Iterable[Summary]) -> None:
     FIGURES.write_text("[\n" + ",\n".join(json.dumps(row) for row in kept) + "\n]\n")
 
 
-def describe(module: nn.Module, variables: Any = None) -> str:
-    """One line for a repr: "ViT, 201k weights".
-
-    Args:
-      module: the model.
-      variables: its weights; traced from the module when omitted.
-    """
-    params = (shapes(_brief(module)) if variables is None else variables)["params"]
-    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-    return f"{type(module).__name__}, {short(count)} weights"
-
-
-def short(count: int) -> str:
-    """Three digits at most: 201384 -> 201k, 5717416 -> 5.72M."""
-    for power, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= 0.9995 * power:  # what three digits round to the next letter
-            return f"{count / power:.3g}{letter}"
-    return str(count)
-
-
 def shapes(module: nn.Module) -> Any:
     """The variables' shapes and types, nothing computed."""
     images = jax.ShapeDtypeStruct((1, *models.image_shape(module)), layers.wide(module.dtype))

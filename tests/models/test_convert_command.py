@@ -51,7 +51,7 @@ def test_there_verified_and_back(published, tmp_path, capsys):
     run(*MODEL, f"--from={source}", f"--to={tmp_path / 'deit'}", f"--verify={folder / 'expected.npz'}")
     printed = capsys.readouterr().out
     assert "20 tensors loaded" in printed and "from the file" in printed and "verified: " in printed
-    module, loaded, description = torch_weights.load_converted(tmp_path / "deit")
+    module, loaded, description = converted.load(tmp_path / "deit")
     assert (module.mean, module.std) == (STATISTICS["mean"], STATISTICS["std"])
     assert description["source"]["sha256"] == converted.sha256(source)
     assert description["source"]["verified"]["difference"] < 1e-6
@@ -75,16 +75,16 @@ def test_a_wrong_normalisation_fails_the_verification(published, tmp_path):
 def test_converted_weights_can_be_scanned_and_are_checked(published, tmp_path):
     folder, variables = published
     run(*MODEL, f"--from={folder / 'published.safetensors'}", f"--to={tmp_path / 'deit'}")
-    module, scanned, _ = torch_weights.load_converted(tmp_path / "deit", scan=True, dtype=jnp.bfloat16)
+    module, scanned, _ = converted.load(tmp_path / "deit", scan=True, dtype=jnp.bfloat16)
     assert module.dtype == jnp.bfloat16 and scanned["params"]["blocks"]["norm1"]["scale"].shape == (1, 16)
     with pytest.raises(ValueError, match="see the overrides"):
-        torch_weights.load_converted(tmp_path / "deit", num_classes=7)
+        converted.load(tmp_path / "deit", num_classes=7)
     weights = tmp_path / "deit" / converted.WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(ValueError, match="SHA-256"):
-        torch_weights.load_converted(tmp_path / "deit")
+        converted.load(tmp_path / "deit")
     with pytest.raises(ValueError, match="a folder with converted weights"):
-        torch_weights.load_converted(tmp_path)
+        converted.load(tmp_path)
 
 
 def test_mistakes_are_told_in_one_line(published, tmp_path):

@@ -132,4 +132,4 @@ def test_a_model_in_one_line():
     said = f"ViT, {count / 1e3:.3g}k weights"
     assert models.describe(module) == models.describe(module, summary.shapes(module)) == said
     numbers = (7, 999, 1000, 9_994, 99_960, 201_384, 999_600, 5_717_416, 86_567_656, 2 * 10**9)
-    assert [summary.short(n) for n in numbers] == "7 999 1k 9.99k 100k 201k 1M 5.72M 86.6M 2B".split()
+    assert [models.short(n) for n in numbers] == "7 999 1k 9.99k 100k 201k 1M 5.72M 86.6M 2B".split()

@@ -16,7 +16,7 @@ import safetensors.numpy
 from robust_vit import models
 from robust_vit.models import summary
 from robust_vit.models.parts import forms, positions
-from robust_vit.models.weights import dialects, pickle_tensors, torch_weights
+from robust_vit.models.weights import dialects, pickle_tensors, state_dicts, torch_weights
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from tiny import TINY
@@ -305,13 +305,13 @@ def test_stem_strides_keep_every_weight_of_an_xcit():
 
 @pytest.mark.parametrize("file", ["zip.pth.tar", "legacy.pth"])
 def test_what_torch_wrote_is_read_without_torch(file):
-    found, expected = torch_weights.read(CHECKPOINTS / file), np.load(CHECKPOINTS / "expected.npz")
+    found, expected = state_dicts.read(CHECKPOINTS / file), np.load(CHECKPOINTS / "expected.npz")
     assert set(found) == set(expected.files)
     for name, array in found.items():
         assert array.shape == expected[name].shape
         np.testing.assert_array_equal(array.astype(np.float64), expected[name])
     assert found["bfloat16"].dtype == ml_dtypes.bfloat16 and found["half"].dtype == np.float16
-    assert torch_weights.read(CHECKPOINTS / file, ema=True)["scalar"] == 8
+    assert state_dicts.read(CHECKPOINTS / file, ema=True)["scalar"] == 8
     everything = pickle_tensors.read(CHECKPOINTS / file)
     assert everything["epoch"] == 3 and isinstance(everything["args"], pickle_tensors.Opaque)
 
@@ -345,7 +345,7 @@ def test_code_in_a_pickle_is_refused_by_name_and_not_run(tmp_path, monkeypatch, 
             magic = [pickle.dumps(part, 2) for part in (pickle_tensors.LEGACY_MAGIC, 1001, {"little_endian": True})]
             path.write_bytes(b"".join(magic) + content)
         with pytest.raises(ValueError) as caught:
-            torch_weights.read(path)
+            state_dicts.read(path)
         assert named in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
 
@@ -378,12 +378,12 @@ def test_damaged_and_foreign_files_are_named(tmp_path):
         path = tmp_path / "file.pt"
         path.write_bytes(content)
         with pytest.raises(ValueError) as caught:
-            torch_weights.read(path)
+            state_dicts.read(path)
         assert "file.pt" in str(caught.value) and "\n" not in str(caught.value)
     (tmp_path / "file.safetensors").write_bytes(b"hello")
     with pytest.raises(ValueError, match="no safetensors file"):
-        torch_weights.read(tmp_path / "file.safetensors")
+        state_dicts.read(tmp_path / "file.safetensors")
     with pytest.raises(ValueError, match="must be a .safetensors"):
-        torch_weights.read(tmp_path / "absent.pth")
+        state_dicts.read(tmp_path / "absent.pth")
     with pytest.raises(ValueError, match="holds no state dict"):
-        torch_weights.read(zipped(tmp_path, pickle.dumps({"epoch": 1})))
+        state_dicts.read(zipped(tmp_path, pickle.dumps({"epoch": 1})))

@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from robust_vit import convert, models
 from robust_vit.models import summary
-from robust_vit.models.weights import dialects, pickle_tensors, torch_weights, twins
+from robust_vit.models.weights import converted, dialects, pickle_tensors, state_dicts, torch_weights, twins
 
 CHECKPOINTS = pathlib.Path(__file__).parent.parent / "data" / "checkpoints"
 VIT = dict(depth=1, width=16, heads=2, patch_size=4, image_size=8, num_classes=5)
@@ -84,7 +84,7 @@ def error_of(path, **keywords):
 
 
 def same(path, timm, **keywords):
-    found = torch_weights.read(path, **keywords)
+    found = state_dicts.read(path, **keywords)
     assert found.keys() == timm.keys()
     assert all(np.array_equal(found[name], timm[name]) for name in timm)
 
@@ -167,7 +167,7 @@ def test_a_flipped_byte_is_one_line_and_never_other_weights_where_there_is_a_che
         content, expected = safetensors.numpy.save(small), small
     else:
         content = (CHECKPOINTS / file).read_bytes()
-        expected = torch_weights.read(CHECKPOINTS / file)
+        expected = state_dicts.read(CHECKPOINTS / file)
     path = tmp_path / file
     random = np.random.default_rng(0)
     places = {*range(0, min(64, len(content))), *random.integers(0, len(content), 300).tolist()}
@@ -176,7 +176,7 @@ def test_a_flipped_byte_is_one_line_and_never_other_weights_where_there_is_a_che
         damaged[place] ^= 1 << int(random.integers(8))
         path.write_bytes(damaged)
         try:
-            found = torch_weights.read(path)
+            found = state_dicts.read(path)
         except ValueError as error:
             assert "\n" not in str(error) and path.name in str(error)
             continue
@@ -292,14 +292,14 @@ def test_outputs_with_a_dot_in_the_folder_and_outputs_that_cannot_be_written(tmp
 
 def test_a_failed_conversion_keeps_the_earlier_one(tmp_path, monkeypatch):
     module, variables = drawn()
-    torch_weights.save_converted(tmp_path / "kept", "vit", module, variables)
+    converted.save(tmp_path / "kept", "vit", module, variables)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch_weights.provenance, "write_atomically", full)
+    monkeypatch.setattr(converted.provenance, "write_atomically", full)
     with pytest.raises(OSError):
-        torch_weights.save_converted(tmp_path / "kept", "vit", module, jax.tree.map(np.zeros_like, variables))
+        converted.save(tmp_path / "kept", "vit", module, jax.tree.map(np.zeros_like, variables))
     monkeypatch.undo()
-    _, kept, _ = torch_weights.load_converted(tmp_path / "kept")
+    _, kept, _ = converted.load(tmp_path / "kept")
     jax.tree.map(np.testing.assert_array_equal, kept, variables)

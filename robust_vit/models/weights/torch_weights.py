@@ -1,13 +1,5 @@
 """PyTorch weights in, PyTorch weights out: timm's state dict <-> a Flax variables tree, for every family and scan form.
 
-```python
-module, variables, report = torch_weights.load("xcit_small_12_p16_224", "xcit_small_12_p16_224.pth")
-print(report)
-torch_weights.save_timm("out.safetensors", module, variables)
-torch_weights.save_converted("converted/", "xcit_small_12_p16_224", module, variables, report=report)
-module, variables, description = torch_weights.load_converted("converted/")
-```
-
 Names and layouts follow one rule (`timm_names.py`), other spellings are translated first (`dialects.py`).
 
 Loading is strict: every weight of the model must be in the file and every tensor of the file must be explained, or it
@@ -26,10 +18,7 @@ from robust_vit import models, provenance
 from robust_vit.errors import check
 from robust_vit.models.parts import forms
 from robust_vit.models.weights import adapt, dialects, state_dicts, timm_names, twins
-from robust_vit.models.weights.converted import load as load_converted  # noqa: F401  all of conversion under one name
-from robust_vit.models.weights.converted import save as save_converted  # noqa: F401
 from robust_vit.models.weights.loading_report import LoadingReport
-from robust_vit.models.weights.state_dicts import read  # noqa: F401
 from robust_vit.typing import Variables
 
 
