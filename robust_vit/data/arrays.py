@@ -1,6 +1,7 @@
 """Sources that are arrays: the handwritten digits of scikit-learn, and memory-mapped .npz files."""
 
 import functools
+import importlib.util
 import math
 import os
 import pathlib
@@ -40,10 +41,15 @@ class ArraySource:
 
 @functools.cache
 def _digits() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()  # 16 grey levels 0..16
-    return np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None], bunch.target.astype(np.int32)
+    """What `sklearn.datasets.load_digits` returns, from its file alone: importing scikit-learn takes seconds, here and
+    in every process that reads.
+    """
+    package = importlib.util.find_spec("sklearn")
+    check("data.name", "digits", package is not None, "installed with its images: pip install scikit-learn")
+    path = pathlib.Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    table = np.loadtxt(path, np.int64, delimiter=",")  # [1797,65]: 64 grey levels 0..16 and the label
+    images = np.round(table[:, :-1] * (255 / 16)).astype(np.uint8)
+    return images.reshape(-1, 8, 8, 1), table[:, -1].astype(np.int32)
 
 
 def digits(split: str) -> Source:
