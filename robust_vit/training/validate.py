@@ -187,6 +187,7 @@ def validate(config: ConfigDict, devices: int = 1) -> None:
     _model(config)
     sources.check_options(config.data.name, config_lib.plain(config.data.options))
     _joined(config)
+    _attack_options(config.attack)
     chosen.attack(config.attack)
     chosen.objective(config.objective)
     chosen.optimizer_keywords(config.optimizer)
@@ -220,6 +221,16 @@ def _model(config: ConfigDict) -> None:
             _like(known[keyword])(field, value)
 
 
+def _attack_options(section: ConfigDict) -> None:
+    """The options of the attack, by the kind of each one's default; their ranges are the attack's to check."""
+    kinds = {bool: truth, int: whole(1), float: finite, str: word}
+    defaults = attacks.options(section.name)
+    for option, value in config_lib.plain(section.options).items():
+        rule = kinds.get(type(defaults.get(option)))  # `chosen` names those that it does not take
+        if rule is not None:
+            rule(f"attack.options.{option}", value)
+
+
 def _like(default: Any) -> Rule:
     """The rule for a model's keyword with such a default: sizes and numbers of things are at least 1."""
     if isinstance(default, bool):
@@ -227,7 +238,7 @@ def _like(default: Any) -> Rule:
     if isinstance(default, int):
         return sizes
     if isinstance(default, float):
-        return NOT_NEGATIVE
+        return lambda field, value: None if value is None else POSITIVE(field, value)
     if isinstance(default, str):
         return word
     return sizes if isinstance(default, tuple) else lambda field, value: None

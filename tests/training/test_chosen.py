@@ -72,6 +72,15 @@ def test_the_keywords_of_an_attack(overrides, keywords):
             dict(attack__name="square", attack__options={"p_init": float("nan")}),
             r"attack.options.p_init = nan: must be",
         ),
+        (
+            dict(attack__name="square", attack__options={"p_init": "x"}),
+            r"attack.options.p_init = 'x': must be a finite",
+        ),
+        (dict(attack__name="apgd", attack__options={"rho": "x"}), r"attack.options.rho = 'x': must be a finite number"),
+        (
+            dict(attack__name="fab", attack__options={"targeted": "no"}),
+            r"attack.options.targeted = 'no': must be True or",
+        ),
         (dict(attack__name="apgd", attack__options={"stochastic": True}), r"attack.options.stochastic: apgd takes"),
         (dict(attack__loss="cross_entrpy"), r"attack.loss = 'cross_entrpy': .*did you mean 'cross_entropy'"),
         (dict(objective__beta=3.0), r"objective.beta = 3.0: must be left at 6.0: adversarial does not take it"),

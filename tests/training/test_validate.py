@@ -74,6 +74,8 @@ def test_the_table_has_every_field_and_no_other():
         (dict(model__num_classes=7), r"model.num_classes = 7: must be 10, as in the data"),
         (dict(model__image_size=16), r"model.image_size = 16: must be \(8, 8\), as in the data"),
         (dict(model__mean=(0.3, 0.3)), r"model.mean = \(0.3, 0.3\): must be as long as model.std"),
+        (dict(model__mlp_ratio=0.0), r"model.mlp_ratio = 0.0: must be > 0 and finite"),
+        (dict(model__layer_scale=math.nan), r"model.layer_scale = nan: must be finite"),
         (dict(model__std=(0.0,)), r"model.std = \(0.0,\): must be positive"),
         (dict(optimizer__b1=1.0), r"optimizer.b1 = 1.0: must be in \[0, 1\)"),
         (dict(optimizer__b2=-0.1), r"optimizer.b2 = -0.1: must be in \[0, 1\)"),
