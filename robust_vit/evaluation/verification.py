@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from robust_vit import errors, parallel
-from robust_vit.evaluation.scheduling import scheduler
-from robust_vit.evaluation.scheduling.tile import Program
+from robust_vit.evaluation.points import Points
+from robust_vit.evaluation.scheduling import programs, scheduler
+from robust_vit.evaluation.scheduling.programs import Program
 from robust_vit.pixels import as_float
 from robust_vit.typing import Array, Keys, LogitsFn
 
@@ -26,7 +27,7 @@ NORMS = ("linf", "l2", "l1")
 # Statuses of a point. The first three are of its clean image and its adversarial one; the others are faults of a claim.
 WRONG = "misclassified"  # already without an attack
 ROBUST = "robust"
-BROKEN = "broken"
+BROKEN = scheduler.BROKEN
 NONFINITE = scheduler.NONFINITE
 FAULTS = ("outside the ball", "outside [0, 1]", "non-finite image", NONFINITE, "classified correctly")
 
@@ -119,11 +120,7 @@ def _forward_program(mesh: Mesh | None, inputs: int) -> Program:
     def forward(logits_fn: LogitsFn, *inputs: Array) -> Array:
         return logits_fn(*inputs).astype(jnp.float32)
 
-    if mesh is None:
-        return Program(jax.jit(forward))
-    split = PartitionSpec(parallel.DATA)
-    specs = (PartitionSpec(), *[split] * inputs)
-    return Program(jax.jit(jax.shard_map(forward, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)))
+    return programs.over(forward, mesh, "w" + "s" * inputs, "s")
 
 
 def verdict(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -181,3 +178,34 @@ def verify(
     fault = [next((name for name, ok in zip(FAULTS, row) if not ok), "") for row in zip(*checks)]
     largest = float(np.max(distance / np.maximum(radius, 1e-12), initial=0.0))
     return Verification(len(images), np.array([not name for name in fault], bool), fault, largest)
+
+
+class Examiner:
+    """Verifies claims as they come, and remembers what was found.
+
+    Args:
+      judge: gives logits in float32.
+      points: the examples.
+      norm: "linf", "l2" or "l1".
+    """
+
+    def __init__(self, judge: Judge, points: Points, norm: str):
+        self.judge, self.points, self.norm = judge, points, norm
+        self.largest = 0.0  # distance over epsilon
+        self.refused: list[str] = []  # the faults of claims that did not stand
+
+    def __call__(self, rows: Sequence[int], images: np.ndarray) -> list[str]:
+        """The fault of each claimed image [n,H,W,C] of the points `rows` [n], "" for none."""
+        points, rows = self.points, np.asarray(rows)
+        found = verify(
+            self.judge, points.images[rows], points.labels[rows], images, norm=self.norm, epsilon=points.epsilon[rows],
+            rows=rows,
+        )  # fmt: skip
+        self.largest = max(self.largest, found.largest)
+        self.refused += [fault for fault in found.fault if fault]
+        return found.fault
+
+    def summary(self, confirmed: int) -> Verification:
+        """All claims: so many that stand, and those that were refused."""
+        faults = [""] * confirmed + self.refused
+        return Verification(len(faults), np.array([not fault for fault in faults], bool), faults, self.largest)

@@ -1,5 +1,6 @@
 """The evaluation's promises: one answer whatever the batch, the order, the devices, and however often it is killed."""
 
+import functools
 import json
 import os
 import pathlib
@@ -12,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from robust_vit import evaluation, models, parallel
+from robust_vit import evaluation, locks, models, parallel
 from robust_vit.attacks.autoattack.apgd import apgd_run
-from robust_vit.evaluation import autoattack
+from robust_vit.evaluation import autoattack, canary
 from robust_vit.evaluation.autoattack import ensembles, runs
 from robust_vit.evaluation.autoattack.quick import gap
 from robust_vit.evaluation.points import Points
@@ -371,6 +372,14 @@ def test_the_report_says_it_all(reference):
         ({"compute_dtype": "bfloat16"}, "attack_logits_fn"),
         ({"indices": np.zeros(30, int)}, "indices"),
         ({"budget": 0}, "budget"),
+        ({"epsilon": np.nan}, "epsilon"),
+        ({"epsilon": "8/255"}, "epsilon"),
+        ({"seed": 2**64}, "seed"),
+        ({"seed": 0.5}, "seed"),
+        ({"indices": np.arange(30) + 2**31}, "index"),
+        ({"indices": np.arange(30) + 0.5}, "indices"),
+        ({"tile": 0}, "tile"),
+        ({"forward_tile": 1.5}, "forward_tile"),
     ],
 )
 def test_errors_name_the_field(problem, wrong, message):
@@ -383,6 +392,85 @@ def test_images_outside_the_box_are_refused(problem):
     logits_fn, images, labels = problem
     with pytest.raises(ValueError, match="images"):
         autoattack(logits_fn, images * 255, labels, **BUDGET)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda z: z.astype(jnp.int32), "logits.dtype"),
+        (lambda z: z[:1], "logits.shape"),
+        (lambda z: jnp.concatenate([z, z[:1]]), "logits.shape"),
+        (lambda z: z[:, :1], "logits.shape"),
+        (lambda z: (z, z), "logits_fn"),
+        (lambda z: None, "logits_fn"),
+    ],
+)
+def test_what_is_no_logits_is_refused_before_anything_compiles(problem, change, message, tmp_path):
+    logits_fn, images, labels = problem
+    with pytest.raises(ValueError, match=message) as error:
+        autoattack(lambda x: change(logits_fn(x)), images, labels, **BUDGET, workdir=tmp_path)
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("label", [-1, 5])
+def test_labels_outside_the_classes_are_refused(problem, label):
+    logits_fn, images, labels = problem
+    with pytest.raises(ValueError, match=rf"labels = {label}: must be in \[0, 5\)"):
+        autoattack(logits_fn, images, np.where(np.arange(30) == 3, label, labels), **BUDGET)
+
+
+SHORT = {"norm": "linf", "epsilon": 0.03, "version": ["apgd-ce"], "settings": {"apgd-ce": {"steps": 3}}, "tile": 8}
+
+
+def test_any_callable_can_be_attacked(problem):
+    """A lambda, a method, a functools.partial and a Partial are one model, and its result."""
+    logits_fn, images, labels = problem
+
+    class Model:
+        def logits(self, images):
+            return network(logits_fn.args[0], images)
+
+    expected = autoattack(logits_fn, images, labels, **SHORT)
+    for model in (lambda x: logits_fn(x), Model().logits, functools.partial(network, logits_fn.args[0])):
+        np.testing.assert_array_equal(autoattack(model, images, labels, **SHORT).status, expected.status)
+
+
+def test_seeds_beyond_32_bits_are_seeds_of_their_own(problem):
+    images = [autoattack(*problem, **SHORT, seed=seed).adversarial for seed in (1, 1 + 2**32)]
+    assert not np.array_equal(*images)
+
+
+def test_the_canary_is_told_and_stops_a_wrong_program(problem, monkeypatch):
+    logits_fn, images, labels = problem
+    result = autoattack(logits_fn, images, labels, **SHORT)
+    told = result.to_dict()["canary"]
+    assert told["shape"] == [8, 6, 5, 2] and told["forward_difference"] < 1e-5
+    assert "one by one" in result.table()
+    honest = canary._compiled
+    monkeypatch.setattr(canary, "_compiled", lambda *given: [1.01 * value for value in honest(*given)])
+    with pytest.raises(canary.Miscompiled, match=r"\[8, 6, 5, 2\]"):
+        autoattack(logits_fn, images, labels, **SHORT)
+
+
+def test_one_evaluation_a_ledger(problem, tmp_path):
+    with locks.hold(tmp_path, "workdir"):
+        with pytest.raises(ValueError, match="in use by pid") as error:
+            autoattack(*problem, **SHORT, workdir=tmp_path)
+    assert "\n" not in str(error.value) and not (tmp_path / "ledger.jsonl").exists()
+    autoattack(*problem, **SHORT, workdir=tmp_path)
+    assert not (tmp_path / locks.NAME).exists()
+
+
+def test_models_of_the_same_weights_never_share_a_ledger(tmp_path):
+    """The mean is no weight: the verdicts of one model were taken for the other's."""
+    fields = dict(depth=1, width=16, heads=2, patch_size=4, image_size=8, num_classes=4, std=(0.2, 0.2, 0.2))
+    modules = [models.build("vit", **fields, mean=mean) for mean in ((0.2, 0.2, 0.2), (0.8, 0.8, 0.8))]
+    variables = models.init(modules[0], jax.random.key(0))
+    images = np.random.default_rng(0).uniform(size=(4, 8, 8, 3)).astype(np.float32)
+    short = {**SHORT, "version": ["square"], "settings": {"square": {"queries": 1}}}
+    autoattack(models.logits_fn(modules[0], variables), images, np.zeros(4, int), **short, workdir=tmp_path)
+    with pytest.raises(ValueError, match="of another evaluation, differing in program"):
+        autoattack(models.logits_fn(modules[1], variables), images, np.zeros(4, int), **short, workdir=tmp_path)
 
 
 def test_it_is_exported():

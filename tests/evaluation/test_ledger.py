@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from robust_vit.evaluation import fingerprint
 from robust_vit.evaluation.autoattack import ledger
-from robust_vit.evaluation.autoattack.ledger import Ledger, Outcome
+from robust_vit.evaluation.autoattack.ledger import Entry, Ledger
 
 HEADER = {
     "weights": "aaaa",
@@ -25,7 +25,7 @@ HEADER = {
 
 
 def outcome(index, status="survived", attack="apgd-ce", item=0, **more):
-    return Outcome(index, attack, item, 0, -1, status, 7, **more)
+    return Entry(index, attack, item, 0, -1, status, 7, **more)
 
 
 def image(value):
@@ -45,7 +45,7 @@ def fill(folder):
 def test_what_is_written_comes_back(tmp_path):
     written = fill(tmp_path)
     book = Ledger(tmp_path, HEADER)
-    assert book.outcomes == written.outcomes and len(book.outcomes) == 3
+    assert book.entries == written.entries and len(book.entries) == 3
     images = book.images()
     np.testing.assert_array_equal(images[1, "apgd-ce", 0], image(0.5))
     np.testing.assert_array_equal(images[2, "apgd-ce", 3], image(0.25))
@@ -55,7 +55,7 @@ def test_what_is_written_comes_back(tmp_path):
 def test_nothing_is_written_before_flush(tmp_path):
     book = Ledger(tmp_path, HEADER)
     book.add(outcome(0))
-    assert book.pending == 1 and ledger.read(tmp_path).outcomes == []
+    assert book.pending == 1 and ledger.read(tmp_path).entries == []
 
 
 @settings(max_examples=30, deadline=None)
@@ -67,11 +67,11 @@ def test_a_file_cut_anywhere_opens_with_what_was_whole(tmp_path_factory, data):
     (folder / ledger.NAME).write_bytes(whole[:cut])
     book = Ledger(folder, HEADER)
     lines = whole[:cut].count(b"\n")
-    assert len(book.outcomes) == max(0, lines - 1)
+    assert len(book.entries) == max(0, lines - 1)
     book.add(outcome(9))
     book.flush()
     again = Ledger(folder, HEADER)
-    assert again.outcomes[-1].index == 9 and len(again.outcomes) == len(book.outcomes)
+    assert again.entries[-1].index == 9 and len(again.entries) == len(book.entries)
     again.images()  # whatever the book speaks of is there
 
 
@@ -127,6 +127,63 @@ def test_a_damaged_line_and_a_missing_shard_are_named(tmp_path):
     book.path.write_text("\n".join([lines[0], lines[1][:20], *lines[2:]]) + "\n")
     with pytest.raises(ValueError, match="line 2"):
         Ledger(tmp_path, HEADER)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[1, 2]",
+        b'"text"',
+        b"{}",
+        b"\xff\xfe",
+        b'{"index": 3}',
+        b'{"a": 1}',
+        "index = '3'",
+        "status = 5",
+        "image = [0]",
+        "image = [0, -1]",
+        "image = 'x'",
+        "more = 1",
+    ],
+)
+def test_foreign_lines_are_refused_in_one_line_and_kept(tmp_path, line):
+    book = fill(tmp_path)
+    if isinstance(line, str):  # an entry with one field changed
+        field, _, value = line.partition(" = ")
+        line = json.dumps(dataclasses.asdict(outcome(7)) | {field: eval(value)}).encode()
+    before = book.path.read_bytes() + line + b"\n"
+    book.path.write_bytes(before)
+    with pytest.raises(ValueError, match="line 5 is damaged or foreign") as error:
+        Ledger(tmp_path, HEADER)
+    assert "\n" not in str(error.value) and book.path.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"[]\n", b"{}\n", b"not json\n", b"\x00\n"])
+def test_a_file_that_is_no_ledger_is_refused_and_kept(tmp_path, content):
+    (tmp_path / ledger.NAME).write_bytes(content)
+    with pytest.raises(ValueError, match="line 1 is damaged or foreign"):
+        Ledger(tmp_path, HEADER)
+    assert (tmp_path / ledger.NAME).read_bytes() == content
+
+
+def test_damaged_and_foreign_shards_are_named(tmp_path):
+    fill(tmp_path)
+    (tmp_path / "adversarial-of-mine.npz").write_bytes(b"")  # somebody else's, and in nobody's way
+    path = ledger.shard_path(tmp_path, 0)
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 255
+    np.savez(tmp_path / "other.npz", images=np.zeros((1, 2), np.int32))
+    np.savez(tmp_path / "none.npz", other=np.zeros(3))
+    np.savez(tmp_path / "empty.npz", images=np.zeros((0, 2, 3, 1), np.float32))
+    foreign = [(tmp_path / f"{name}.npz").read_bytes() for name in ("other", "none", "empty")]
+    for content in (b"", b"text", whole[: len(whole) // 2], bytes(flipped), *foreign):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="adversarial-00000.npz") as error:
+            Ledger(tmp_path, HEADER).images()
+        assert "\n" not in str(error.value)
+    path.write_bytes(whole)
+    assert len(Ledger(tmp_path, HEADER).images()) == 2
 
 
 def test_comparison_names_points_and_attacks(tmp_path):

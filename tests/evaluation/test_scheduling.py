@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from robust_vit import parallel
 from robust_vit.evaluation.points import Chain, Points
 from robust_vit.evaluation.scheduling import scheduler, tile
-from robust_vit.evaluation.scheduling.board import IDLE, Board
 from robust_vit.evaluation.scheduling.scheduler import schedule
+from robust_vit.evaluation.scheduling.slots import IDLE, SlotTable
 
 
 @flax.struct.dataclass
@@ -29,6 +29,7 @@ class ToyState:
     adversarial: jax.Array
     broken: jax.Array
     done: jax.Array
+    non_finite: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Toy:
 
     def start(self, keys, logits_fn, images, labels, target, epsilon, restart=0):
         none = jnp.zeros(len(labels), bool)
-        return ToyState(jax.random.key_data(keys), images, labels, epsilon, 0 * labels, images, none, none)
+        return ToyState(jax.random.key_data(keys), images, labels, epsilon, 0 * labels, images, none, none, none)
 
     def advance(self, logits_fn, state, ticks):
         def tick(_, s):
@@ -185,29 +186,29 @@ def test_nothing_compiles_twice(problem):
 
 @settings(max_examples=40, deadline=None)
 @given(st.data())
-def test_board_runs_every_item_that_counts_once(data):
+def test_slots_run_every_item_that_counts_once(data):
     """Whatever ends when: each point's verdict is that of its lowest breaking item, and items before it all ran
     exactly once.
     """
     points, items = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 4))
     breaking = {row: data.draw(st.sets(st.integers(0, items - 1))) for row in range(points)}
-    board = Board(range(points), items, data.draw(st.integers(1, 7)), data.draw(st.integers(1, 9)), {})
+    table = SlotTable(range(points), items, data.draw(st.integers(1, 7)), data.draw(st.integers(1, 9)), {})
     ran = []
     while True:
-        for slot in board.useless():
-            board.free(slot)
-        board.refill()
-        busy = np.flatnonzero(board.point != IDLE)
+        for slot in table.useless():
+            table.free(slot)
+        table.refill()
+        busy = np.flatnonzero(table.point != IDLE)
         if not len(busy):
             break
         for slot in data.draw(st.lists(st.sampled_from(list(busy)), min_size=1, unique=True)):
-            row, item = int(board.point[slot]), int(board.item[slot])
+            row, item = int(table.point[slot]), int(table.item[slot])
             ran.append((row, item))
-            board.settle(slot, item in breaking[row])
+            table.settle(slot, item in breaking[row])
     assert len(ran) == len(set(ran))
     for row in range(points):
         first = min(breaking[row], default=None)
-        assert board.verdict(row) is (first is not None)
+        assert table.verdict(row) is (first is not None)
         assert {(row, item) for item in range(items if first is None else first + 1)} <= set(ran)
 
 

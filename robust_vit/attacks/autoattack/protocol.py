@@ -41,6 +41,12 @@ def refill(state: State, mask: Array, fresh: State) -> State:
     return select(mask, fresh, state)
 
 
+def zero_gradient(state: State) -> Array:
+    """[B] whether the gradient at the best point is zero in every value; False for runs that keep none."""
+    gradient = getattr(state, "best_gradient", None)
+    return jnp.zeros_like(state.done) if gradient is None else (flat(gradient) == 0).all(axis=-1)
+
+
 def advance(tick: Callable[[State], State], state: State, ticks: int) -> State:
     """Runs `ticks` (static) ticks; a slot that is done keeps its state bit for bit."""
     return jax.lax.fori_loop(0, ticks, lambda _, s: select(~s.done, tick(s), s), state)

@@ -9,16 +9,17 @@ attack, restart, target rank), and every attack runs in a tile of one shape, so
 the answer does not depend on `batch_size`, the order of the points, the number of devices, or whether the run was
 killed and resumed.
 
-Which attacks: `ensembles`. How they share the device: `scheduling`. What is kept: `ledger`. What counts as a success:
-`verification`.
+Which attacks: `ensembles`. How they share the device: `scheduling`. Which points stand: `standings`. What is kept:
+`session` and `ledger`. What counts as a success: `verification`. Whether the compiler can be believed: `canary`.
 """
 
 import dataclasses
-import json
+import functools
 import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -26,22 +27,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from robust_vit import errors, randomness
-from robust_vit.evaluation import fingerprint, verification
-from robust_vit.evaluation.autoattack import arguments as plans
-from robust_vit.evaluation.autoattack import checks, ensembles, runs
-from robust_vit.evaluation.autoattack.arguments import FLOAT32, Plan
+from robust_vit import locks, provenance, randomness
+from robust_vit.evaluation import canary, fingerprint
+from robust_vit.evaluation.autoattack import arguments, checks, ensembles, runs
+from robust_vit.evaluation.autoattack.arguments import FLOAT32, Arguments
+from robust_vit.evaluation.autoattack.clean_pass import clean_pass
 from robust_vit.evaluation.autoattack.ensembles import Part
-from robust_vit.evaluation.autoattack.ledger import CLEAN, Ledger, Outcome
+from robust_vit.evaluation.autoattack.ledger import Entry, Ledger
 from robust_vit.evaluation.autoattack.results import AttackRow, Result
+from robust_vit.evaluation.autoattack.session import Session
+from robust_vit.evaluation.autoattack.standings import Standings
+from robust_vit.evaluation.callables import as_logits_fn
 from robust_vit.evaluation.points import Chain, Points
 from robust_vit.evaluation.scheduling import scheduler
-from robust_vit.evaluation.scheduling.scheduler import BROKEN, NONFINITE, SURVIVED
-from robust_vit.evaluation.verification import ROBUST, WRONG, Judge
-from robust_vit.pixels import as_float
+from robust_vit.evaluation.verification import BROKEN, NONFINITE, ROBUST, Examiner, Judge
 from robust_vit.typing import LogitsFn
 
-FLUSH_SECONDS = 30.0
 RESULT = "result.json"  # in the ledger's folder, once the evaluation is complete
 Event = dict[str, Any]
 
@@ -71,8 +72,8 @@ def autoattack(
     """Runs an ensemble of attacks on every point and reports what stands.
 
     Args:
-      logits_fn: the model, images [B,H,W,C] in [0,1] -> logits [B,K]: any callable, best a pytree whose leaves are its
-        weights (`callables.as_logits_fn`).
+      logits_fn: the model, images [B,H,W,C] in [0,1] -> logits [B,K]: any callable (`callables.as_logits_fn`); best a
+        `jax.tree_util.Partial` whose leaves are its weights.
       images: [N,H,W,C] floats in [0,1], or uint8; may be a memory map.
       labels: [N] integers in [0, K).
       norm: "linf", "l2" or "l1".
@@ -80,7 +81,8 @@ def autoattack(
       version: a name of `ensembles.VERSIONS` or a list of attack names, in the order to run them.
       batch_size: most points in play at once, and outcomes between two writes of the ledger. Changes no result.
       seed: of the whole evaluation.
-      workdir: folder of the ledger; an evaluation found there is resumed. None keeps nothing.
+      workdir: folder of the ledger; an evaluation found there is resumed, and no other process may use it meanwhile.
+        None keeps nothing.
       indices: [N] dataset indices, which name the points in keys and ledger; 0 .. N-1 by default.
       tile: slots of the compiled programs, the memory to set (two tiles are in flight). Default 32 on CPU, 128
         elsewhere.
@@ -99,283 +101,218 @@ def autoattack(
       A `results.Result`.
 
     Raises:
-      ValueError: if an argument is out of range, or `workdir` holds the ledger of another evaluation.
+      ValueError: if an argument is out of range, the model returns no float logits [B,K], or `workdir` holds the ledger
+        of another evaluation or is in use by another process.
+      canary.Miscompiled: if the compiled model differs from its operations one by one by more than rounding.
 
     Reference: Croce & Hein, 2020, https://arxiv.org/abs/2003.01690
     """
-    points = plans.points(images, labels, norm, epsilon, indices)
-    tiles = plans.tile(tile, 32, 128, mesh), plans.tile(forward_tile, 32, 512, mesh)
-    plan = Plan(norm, seed, batch_size, *tiles, compute_dtype, stochastic, mesh)
-    logits_fn = plans.classifier(logits_fn, points, stochastic)
-    chosen = ensembles.parts(version, norm, budget, settings)
-    low = None if compute_dtype == FLOAT32 else attack_logits_fn or runs.in_dtype(logits_fn, compute_dtype)
-    evaluation = _Evaluation(logits_fn, low, points, plan, on_event or (lambda event: None))
+    points = arguments.points(images, labels, norm, epsilon, indices)
+    tiles = arguments.tile("tile", tile, 32, 128, mesh), arguments.tile("forward_tile", forward_tile, 32, 512, mesh)
+    given = Arguments(norm, seed, batch_size, *tiles, compute_dtype, stochastic, mesh)
+    parts = ensembles.parts(version, norm, budget, settings)
+    model, low = as_logits_fn(logits_fn), None
+    if compute_dtype != FLOAT32:
+        low = as_logits_fn(attack_logits_fn or runs.in_dtype(logits_fn, compute_dtype))
+    classes = arguments.classes(model, points, stochastic, low)
+    notes: list[str] = []
     if budget != 1 or settings:
-        evaluation.notes.append("the settings of the attacks are not those of the version: see the configuration")
-    evaluation.look()
-    evaluation.open(workdir, version, chosen)
-    for part in chosen:
-        evaluation.attack(part)
-    result = evaluation.result(version)
-    if workdir is not None:
-        path = pathlib.Path(workdir) / RESULT
-        path.with_suffix(".partial").write_text(json.dumps(result.to_dict(), indent=1))
-        path.with_suffix(".partial").replace(path)
+        notes.append("the settings of the attacks are not those of the version: see the configuration")
+    named = version if isinstance(version, str) else list(version)
+    with nullcontext() if workdir is None else locks.hold(workdir, "workdir", notes.append):
+        header = _header(model, points, given, parts, named, hash_data=workdir is not None)
+        ledger = None if workdir is None else Ledger(workdir, header)
+        evaluation = Evaluation(model, low, points, given, classes, ledger, on_event or (lambda event: None), notes)
+        evaluation.begin(parts)
+        for part in parts:
+            evaluation.attack(part)
+        result = evaluation.result(named, header)
+        if workdir is not None:
+            provenance.write_json(pathlib.Path(workdir) / RESULT, result.to_dict())
     return result
 
 
-class _Evaluation:
-    """The state of one call of `autoattack`."""
+def _header(
+    model: LogitsFn, points: Points, given: Arguments, parts: Sequence[Part], version: Any, hash_data: bool
+) -> dict[str, Any]:
+    """What is evaluated: everything that may change a result; the batch size and the number of devices may not."""
+    shape = jax.ShapeDtypeStruct((1, *points.images.shape[1:]), jnp.float32)
+    keys = [jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))] if given.stochastic else []
+    radius = np.unique(points.epsilon)
+    names = ("norm", "seed", "tile", "forward_tile", "compute_dtype", "stochastic")
+    config = {
+        "epsilon": float(str(radius[0])) if len(radius) == 1 else fingerprint.weights([points.epsilon]),
+        **{name: getattr(given, name) for name in names},
+        "platform": jax.default_backend(),
+        "generator": str(jax.config.jax_default_prng_impl),
+    }
+    return {
+        "weights": fingerprint.weights(model),
+        "program": fingerprint.program(model, shape, *keys),
+        "data": fingerprint.data(points.images, points.labels, points.indices) if hash_data else "not hashed",
+        "packages": fingerprint.packages(),
+        "config": config | {part.name: dataclasses.asdict(part) for part in parts},
+        "order": [part.name for part in parts],
+        "version": version,
+    }
+
+
+class Evaluation:
+    """One call of `autoattack`: the canary, the clean pass, attack after attack, the result.
+
+    Args:
+      model: the classifier.
+      low: the same in lower precision, which is then attacked first; None for float32 throughout.
+      points: the examples.
+      given: how it is run.
+      classes: K.
+      ledger: where entries are kept; None keeps nothing.
+      on_event: see `autoattack`.
+      notes: what a reader of the figures must know.
+    """
 
     def __init__(
-        self, logits_fn: LogitsFn, low: LogitsFn | None, points: Points, plan: Plan, tell: Callable[[Event], None]
+        self,
+        model: LogitsFn,
+        low: LogitsFn | None,
+        points: Points,
+        given: Arguments,
+        classes: int,
+        ledger: Ledger | None,
+        on_event: Callable[[Event], None],
+        notes: list[str],
     ):
-        self.logits_fn, self.low, self.points, self.plan, self.tell = logits_fn, low, points, plan, tell
-        self.count = len(points.labels)
-        self.judge = Judge(logits_fn, plan.fitted(self.count), plan.mesh, self._judge_keys())
-        self.adversarial: dict[int, np.ndarray] = {}
-        self.place: dict[int, tuple[str, int]] = {}  # row -> (attack, item) that broke it
-        self.suspect: set[int] = set()  # rows where an attack met values that are not numbers
-        self.claimed: set[int] = set()  # rows that the low-precision model gave up but float32 did not
-        self.refused: list[str] = []  # the faults of claims that did not stand
-        self.largest = 0.0
-        self.rows: list[AttackRow] = []
-        self.notes: list[str] = []
-        self.ledger: Ledger | None = None
-        self.flushed = time.monotonic()
+        self.model, self.low, self.points, self.given, self.classes = model, low, points, given, classes
+        self.on_event, self.notes = on_event, notes
+        self.keys = None  # of the model's own draws, for stochastic ones
+        if given.stochastic:
+            self.keys = randomness.example_keys(given.seed, points.indices.astype(np.uint32), randomness.MODEL)
+        self.judge = Judge(model, given.fitted(len(points.labels)), given.mesh, self.keys)
+        self.examiner = Examiner(self.judge, points, given.norm)
+        self.session = Session(ledger, given.batch_size)
+        if self.session.resumed:
+            notes.append(f"resumed: {self.session.resumed} outcomes taken from {ledger.path}")
+        self.retried: set[int] = set()  # rows that the low-precision model gave up but float32 did not
 
-    def look(self) -> None:
-        """The clean pass: which points are there to be attacked, and what the logits look like."""
-        began = time.perf_counter()
-        everything = list(range(self.count))
-        self.logits = self.judge.logits(self.points.images, everything)
-        self.classes = self.logits.shape[1]
-        errors.check("classes", self.classes, self.classes >= 2, "at least 2")
-        top = int(self.points.labels.max())
-        errors.check("labels", top, self.points.labels.min() >= 0 and top < self.classes, f"in [0, {self.classes})")
-        wrong, finite = verification.verdict(self.logits, self.points.labels)
-        self.status = np.where(~finite, NONFINITE, np.where(wrong, WRONG, ROBUST)).astype(object)
-        self.clean_correct = finite & ~wrong
-        self.notes += checks.clean(self.judge, self.points, self.logits, self.plan.stochastic)
-        seconds, compiling = time.perf_counter() - began, self.judge.compile_seconds
-        self.rows.append(
-            AttackRow(
-                CLEAN, self.count, self.count - int(self.clean_correct.sum()), seconds, compiling, self.count, 0, 1.0
-            )
-        )
-        self.tell({"event": "clean", "points": self.count, "correct": int(self.clean_correct.sum())})
-
-    def open(self, workdir: Any, version: Any, chosen: Sequence[Part]) -> None:
-        """Opens the ledger, and notes the clean verdicts in a new one."""
-        shape = jax.ShapeDtypeStruct((1, *self.points.images.shape[1:]), jnp.float32)
-        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-        points, plan = self.points, self.plan
-        self.header = {
-            "weights": fingerprint.weights(self.logits_fn),
-            "program": fingerprint.program(self.logits_fn, shape, *([keys] if plan.stochastic else [])),
-            "data": "not hashed" if workdir is None else fingerprint.data(points.images, points.labels, points.indices),
-            "packages": fingerprint.packages(),
-            "config": self._config(chosen),
-            "order": [part.name for part in chosen],
-            "version": version if isinstance(version, str) else list(version),
-        }
-        self.known: list[Outcome] = []
-        self.stored: dict[tuple[int, str, int], np.ndarray] = {}
-        if workdir is None:
-            return
-        self.ledger = Ledger(workdir, self.header)
-        self.known, self.stored = list(self.ledger.outcomes), self.ledger.images()
-        if self.known:
-            self.notes.append(f"resumed: {len(self.known)} outcomes taken from {self.ledger.path}")
-        told = {outcome.index for outcome in self.known if outcome.attack == CLEAN}
-        for row, index in enumerate(points.indices):
-            if int(index) not in told:
-                status = SURVIVED if self.status[row] == ROBUST else str(self.status[row])
-                self.ledger.add(Outcome(int(index), CLEAN, 0, 0, -1, status, 0))
-        self.ledger.flush()
-
-    def _config(self, chosen: Sequence[Part]) -> dict[str, Any]:
-        """Everything that may change a result; the batch size and the number of devices are not in it."""
-        radius = np.unique(self.points.epsilon)
-        epsilon = float(str(radius[0])) if len(radius) == 1 else fingerprint.weights([self.points.epsilon])
-        plan = self.plan
-        names = ("norm", "seed", "tile", "forward_tile", "compute_dtype", "stochastic")
-        config = {
-            "epsilon": epsilon,
-            **{name: getattr(plan, name) for name in names},
-            "platform": jax.default_backend(),
-        }
-        return config | {part.name: dataclasses.asdict(part) for part in chosen}
+    def begin(self, parts: Sequence[Part]) -> None:
+        """Runs the canary and the clean pass."""
+        slots = max(self._slots(part, len(self.points.labels)) for part in parts)
+        check = functools.partial(canary.check, slots=slots, keys=self.keys, mesh=self.given.mesh)
+        self.canary = check(self.model, self.points.images).to_dict()
+        if self.low is not None:
+            self.canary[self.given.compute_dtype] = check(self.low, self.points.images).to_dict()
+        self.clean = clean_pass(self.judge, self.points, self.given.stochastic)
+        self.standings, self.rows = Standings(self.clean.status), [self.clean.row]
+        self.notes += self.clean.notes
+        count = len(self.points.labels)
+        self.on_event({"event": "clean", "points": count, "correct": int(self.clean.correct.sum())})
+        self.session.note_clean(self.points.indices, self.clean.status)
 
     def attack(self, part: Part) -> None:
-        """Runs one attack on the points that are still robust."""
-        began = time.perf_counter()
+        """Runs one attack on the points that still stand: in low precision first if asked, then in float32 what that
+        could not settle.
+        """
+        began, rows = time.perf_counter(), self.standings.robust()
         part, notes = ensembles.fit(part, self.classes)
         self.notes += notes
-        rows = [row for row in range(self.count) if self.status[row] == ROBUST]
-        self.tell({"event": "attack", "attack": part.name, "points": len(rows)})
+        self.on_event({"event": "attack", "attack": part.name, "points": len(rows)})
         row = AttackRow(part.name, len(rows))
-        if rows:
-            self._run(part, rows, row)
-        row.broken = len(rows) - sum(self.status[r] == ROBUST for r in rows)
+        if self.low is not None:
+            self._schedule(part, rows, self.low, self.given.compute_dtype, row)
+            open_points = self.session.unsettled(part.name)
+            rows = [r for r in self.standings.robust() if int(self.points.indices[r]) in open_points]
+            self.retried.update(rows)
+        self._schedule(part, rows, self.model, FLOAT32, row)
+        row.broken = row.points - len(self.standings.robust())
         row.seconds = time.perf_counter() - began
         self.rows.append(row)
-        self._flush(always=True)
-        self.tell({"event": "attack_done", **dataclasses.asdict(row)})
-
-    def _run(self, part: Part, rows: list[int], row: AttackRow) -> None:
-        """The attack itself: in low precision first if asked, then in float32 what that could not settle."""
-        if self.low is None:
-            self._schedule(part, rows, self.logits_fn, FLOAT32, row)
-            return
-        self._schedule(part, rows, self.low, self.plan.compute_dtype, row)
-        again = {outcome.index for outcome in self._of(part) if outcome.status not in (SURVIVED, BROKEN)}
-        retry = [r for r in rows if self.status[r] == ROBUST and int(self.points.indices[r]) in again]
-        if retry:
-            self.claimed.update(retry)
-            self._schedule(part, retry, self.logits_fn, FLOAT32, row)
+        self.session.flush()
+        self.on_event({"event": "attack_done", **dataclasses.asdict(row)})
 
     def _schedule(self, part: Part, rows: list[int], model: LogitsFn, dtype: str, row: AttackRow) -> None:
-        run = runs.build(part, self.plan.norm, self.plan.stochastic, self.classes)
-        slots = self._slots(part, len(rows))
-        known = self._replay(part, rows, dtype)
-        chain = self._chain(part, model)
+        """Runs an attack on the rows in one precision."""
+        if not rows:
+            return
+        given, chain = self.given, self._chain(part)
+        run = runs.build(part, given.norm, given.stochastic, self.classes)
+        slots, known = self._slots(part, len(rows)), self._replay(part, rows, dtype)
         compiled = self.judge.compile_seconds
         tally = scheduler.schedule(
             run, model, self.points, rows, chain,
-            examine=self._examine, report=self._reporter(part, chain, dtype), seed=self.plan.seed, slots=slots,
-            chunk=runs.chunk(part), window=self.plan.batch_size, known=known, mesh=self.plan.mesh,
+            examine=self.examiner, report=functools.partial(self._report, part, chain, dtype), seed=given.seed,
+            slots=slots, chunk=runs.chunk(part), window=given.batch_size, known=known, mesh=given.mesh,
         )  # fmt: skip
         row.add(tally, runs.cost(run, part, self.classes), self.judge.compile_seconds - compiled)
 
     def _slots(self, part: Part, rows: int) -> int:
         """The tile of an attack. It may depend on how much work there is, never on how the work is batched."""
         free = runs.gradient_free(part)
-        share = -(-(rows if free else self.count) * len(part.items) // scheduler.LANES)
+        share = -(-(rows if free else len(self.points.labels)) * len(part.items) // scheduler.LANES)
         if free:
-            return scheduler.balanced(share, self.plan.forward_tile, self.plan.multiple)
-        return self.plan.fitted(share)
+            return scheduler.balanced(share, self.given.forward_tile, self.given.multiple)
+        return self.given.fitted(share)
 
-    def _chain(self, part: Part, model: LogitsFn) -> Chain:
+    def _chain(self, part: Part) -> Chain:
+        """The restarts and targets of each point."""
         restarts, ranks = (np.array(column) for column in zip(*part.items))
-        if not part.targets:
-            targets = np.full((self.count, len(ranks)), -1)
-        else:
-            order = runs.targets(
-                part, self.logits_fn, self.points, self.logits, self.plan.norm, self.judge.slots, self.clean_correct
-            )
+        targets = np.full((len(self.points.labels), len(ranks)), -1)
+        if part.targets:
+            clean, slots = self.clean, self.judge.slots
+            order = runs.targets(part, self.model, self.points, clean.logits, self.given.norm, slots, clean.correct)
             targets = order[:, ranks - 1]
         return Chain(restarts, ranks, targets.astype(np.int32), ensembles.CODES[part.name])
 
-    def _of(self, part: Part) -> list[Outcome]:
-        """What is known of an attack, from the ledger and from this run."""
-        return [outcome for outcome in self.known if outcome.attack == part.name]
-
     def _replay(self, part: Part, rows: list[int], dtype: str) -> dict[tuple[int, int], bool]:
-        """Takes over the outcomes of an earlier run; returns {(row, item): broke} of what needs not be run again."""
+        """Takes over what earlier runs found, images examined like fresh ones; returns {(row, item): broke}."""
         row_of = {int(self.points.indices[row]): row for row in rows}
-        known: dict[tuple[int, int], bool] = {}
-        found = []
-        for outcome in self._of(part):
-            row = row_of.get(outcome.index)
-            if row is None:
-                continue
-            if outcome.status == BROKEN and (outcome.index, part.name, outcome.item) in self.stored:
-                known[row, outcome.item] = True
-                found.append((row, outcome.item, self.stored[outcome.index, part.name, outcome.item]))
-            elif outcome.status in (SURVIVED, NONFINITE) or outcome.dtype == dtype:
-                known.setdefault((row, outcome.item), False)
-            if outcome.status == NONFINITE:
-                self.suspect.add(row)
-        self._replay_images(part, found)
-        return known
-
-    def _replay_images(self, part: Part, found: list[tuple[int, int, np.ndarray]]) -> None:
-        """Images from the ledger are examined like fresh ones."""
-        if not found:
-            return
-        faults = self._examine([row for row, *_ in found], np.stack([image for *_, image in found]))
-        for (row, item, image), fault in zip(found, faults):
+        replay = self.session.replay(part.name, row_of, dtype)
+        self.standings.suspect |= replay.suspect
+        shape = self.points.images.shape[1:]
+        fits = [image.shape == shape for _, _, image in replay.claims]
+        faults = ["of another shape"] * len(fits)
+        if all(fits) and fits:
+            claimed, _, images = zip(*replay.claims)
+            faults = self.examiner(claimed, np.stack(images))
+        for (row, item, image), fault in zip(replay.claims, faults):
             if fault:
-                index = self.points.indices[row]
-                raise ValueError(
-                    f"ledger = {self.ledger.path}: the image stored for point {index} is {fault}; start over"
-                )
-            self._break(part, row, item, image)
+                where = f"the image stored for point {self.points.indices[row]}"
+                raise ValueError(f"ledger = {self.session.ledger.path}: {where} is {fault}; start over")
+            self.standings.broke(row, part.name, item, image)
+        return replay.known
 
-    def _examine(self, rows: list[int], images: np.ndarray) -> list[str]:
-        found = verification.verify(
-            self.judge, self.points.images[np.asarray(rows)], self.points.labels[rows], images,
-            norm=self.plan.norm, epsilon=self.points.epsilon[rows], rows=rows,
-        )  # fmt: skip
-        self.largest = max(self.largest, found.largest)
-        self.refused += [fault for fault in found.fault if fault]
-        return found.fault
+    def _report(
+        self, part: Part, chain: Chain, dtype: str, row: int, item: int, status: str, ticks: int, image: Any
+    ) -> None:
+        """What happens when an item is over: it is noted, and a broken point leaves those that stand."""
+        index, target = int(self.points.indices[row]), int(chain.targets[row, item])
+        entry = Entry(index, part.name, item, int(chain.restarts[item]), target, status, ticks, dtype)
+        if status == BROKEN:
+            self.standings.broke(row, part.name, item, image)
+        elif status == NONFINITE:
+            self.standings.suspect.add(row)
+        self.session.note(entry, image)
+        self.on_event({"event": "outcome", **dataclasses.asdict(entry)})
 
-    def _reporter(self, part: Part, chain: Chain, dtype: str) -> scheduler.Report:
-        """What happens when an item is over: it is noted, and a broken point leaves the robust ones."""
-
-        def report(row: int, item: int, status: str, ticks: int, image: np.ndarray | None) -> None:
-            index, target = int(self.points.indices[row]), int(chain.targets[row, item])
-            outcome = Outcome(index, part.name, item, int(chain.restarts[item]), target, status, ticks, dtype)
-            self.known.append(outcome)
-            if status == BROKEN:
-                self._break(part, row, item, image)
-            elif status == NONFINITE:
-                self.suspect.add(row)
-            if self.ledger is not None:
-                self.ledger.add(outcome, image)
-                self._flush()
-            self.tell({"event": "outcome", **dataclasses.asdict(outcome)})
-
-        return report
-
-    def _break(self, part: Part, row: int, item: int, image: np.ndarray) -> None:
-        """Takes a point as broken; of several items of an attack the lowest keeps the image, whichever came first."""
-        if row not in self.place or (self.place[row][0] == part.name and item < self.place[row][1]):
-            self.status[row], self.place[row], self.adversarial[row] = BROKEN, (part.name, item), image
-
-    def _flush(self, always: bool = False) -> None:
-        """Writes to the ledger when a batch is full or half a minute is over."""
-        if self.ledger is None:
-            return
-        late = time.monotonic() - self.flushed > FLUSH_SECONDS
-        if always or late or self.ledger.pending >= self.plan.batch_size:
-            self.ledger.flush()
-            self.flushed = time.monotonic()
-
-    def _judge_keys(self) -> Any:
-        """[N] keys of the judge's own draws, for stochastic models."""
-        if not self.plan.stochastic:
-            return None
-        return randomness.example_keys(self.plan.seed, self.points.indices.astype(np.uint32), randomness.MODEL)
-
-    def result(self, version: Any) -> Result:
+    def result(self, version: Any, header: dict[str, Any]) -> Result:
         """Gathers what came out."""
-        void = [row for row in self.suspect if self.status[row] == ROBUST]
-        for row in void:
-            self.status[row] = NONFINITE
-        adversarial = as_float(self.points.images)
-        for row, image in self.adversarial.items():
-            adversarial[row] = image
-        robust = self.status == ROBUST
-        claimed = None if self.low is None else int(robust.sum()) - len(self.claimed & set(np.flatnonzero(robust)))
-        self.notes += checks.final(self.rows, self.status, len(void), self.refused)
-        faults = [""] * len(self.adversarial) + self.refused
-        confirmed = np.array([not fault for fault in faults], bool)
+        standings, void = self.standings, self.standings.void_suspects()
+        robust = standings.status == ROBUST
+        claimed = None if self.low is None else int(robust.sum()) - len(self.retried & set(standings.robust()))
+        self.notes += checks.final(self.rows, standings.status, void, self.examiner.refused)
         return Result(
-            version=version if isinstance(version, str) else list(version),
-            norm=self.plan.norm,
+            version=version,
+            norm=self.given.norm,
             epsilon=self.points.epsilon,
             indices=self.points.indices,
-            clean_correct=self.clean_correct,
+            clean_correct=self.clean.correct,
             robust=robust,
-            status=self.status.astype(str),
-            broken_by=[self.place.get(row, ("", -1))[0] for row in range(self.count)],
-            adversarial=adversarial,
+            status=standings.status.astype(str),
+            broken_by=standings.broken_by(),
+            adversarial=standings.adversarial(self.points),
             rows=self.rows,
             notes=self.notes,
-            verification=verification.Verification(len(faults), confirmed, faults, self.largest),
-            header=self.header,
+            verification=self.examiner.summary(standings.broken),
+            header=header,
             claimed_robust=claimed,
+            canary=self.canary,
         )

@@ -1,6 +1,6 @@
 """The book of an evaluation: what became of every (example, attack, target, restart), written as it becomes known.
 
-One folder: `ledger.jsonl`, a header line and one line an outcome, only ever appended to, and `adversarial-*.npz`, the
+One folder: `ledger.jsonl`, a header line and one line an entry, only ever appended to, and `adversarial-*.npz`, the
 images that broke the model. Images reach the disk before the lines that speak of them, so a run killed at any point
 leaves a book that is true; the last line may be torn and is then dropped. The header says what was evaluated; a book
 about something else is refused.
@@ -12,7 +12,10 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import sys
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -27,7 +30,7 @@ FIELDS = ("weights", "program", "config", "data", "packages")
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class Entry:
     """What one attack, at one restart and target rank, did to one example.
 
     Attributes:
@@ -55,7 +58,7 @@ class Outcome:
 
 
 class Ledger:
-    """An open book: `outcomes` holds what was known at opening; `add` and `flush` append.
+    """An open book: `entries` holds what was known at opening; `add` and `flush` append.
 
     Args:
       folder: where the book lies; created if missing.
@@ -69,31 +72,32 @@ class Ledger:
         self.folder = pathlib.Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / NAME
-        self.outcomes: list[Outcome] = []
-        self._pending: list[tuple[Outcome, np.ndarray | None]] = []
+        self.entries: list[Entry] = []
+        self._pending: list[tuple[Entry, np.ndarray | None]] = []
         found = read(self.path) if self.path.exists() else None
         if found is None or found.header is None:  # none yet, or killed inside the header line
             self._write("w", [json.dumps({"ledger": FORMAT, **header}, sort_keys=True, default=str)])
         else:
             refuse_other(self.path, found.header, header)
-            self.outcomes = found.outcomes
+            self.entries = found.entries
             _truncate(self.path, found.valid_bytes)
-        self._shard = 1 + max((int(p.stem.split("-")[1]) for p in self.folder.glob("adversarial-*.npz")), default=-1)
+        numbers = [re.fullmatch(r"adversarial-(\d+)", path.stem) for path in self.folder.glob("adversarial-*.npz")]
+        self._shard = 1 + max((int(number[1]) for number in numbers if number), default=-1)
 
-    def add(self, outcome: Outcome, image: np.ndarray | None = None) -> None:
-        """Notes an outcome (and the adversarial image, if the point broke) for the next `flush`."""
-        self._pending.append((outcome, image))
+    def add(self, entry: Entry, image: np.ndarray | None = None) -> None:
+        """Notes an entry (and the adversarial image, if the point broke) for the next `flush`."""
+        self._pending.append((entry, image))
 
     @property
     def pending(self) -> int:
-        """How many outcomes wait for `flush`."""
+        """How many entries wait for `flush`."""
         return len(self._pending)
 
     def flush(self) -> None:
-        """Writes the noted outcomes: first the images, under a name that appears when complete, then the lines."""
+        """Writes the noted entries: first the images, under a name that appears when complete, then the lines."""
         if not self._pending:
             return
-        broken = [(outcome.index, image) for outcome, image in self._pending if image is not None]
+        broken = [(entry.index, image) for entry, image in self._pending if image is not None]
         if broken:
             path = shard_path(self.folder, self._shard)
             partial = path.with_suffix(".partial")
@@ -103,11 +107,11 @@ class Ledger:
                 os.fsync(file.fileno())
             partial.replace(path)
         lines, row = [], 0
-        for outcome, image in self._pending:
+        for entry, image in self._pending:
             if image is not None:
-                outcome, row = dataclasses.replace(outcome, image=(self._shard, row)), row + 1
-            lines.append(json.dumps(dataclasses.asdict(outcome)))
-            self.outcomes.append(outcome)
+                entry, row = dataclasses.replace(entry, image=(self._shard, row)), row + 1
+            lines.append(json.dumps(dataclasses.asdict(entry)))
+            self.entries.append(entry)
         self._write("a", lines)
         self._shard += bool(broken)
         self._pending = []
@@ -116,23 +120,22 @@ class Ledger:
         """The stored adversarial images by (index, attack, item).
 
         Raises:
-          ValueError: if a shard that the book speaks of is missing.
+          ValueError: if a shard that the book speaks of is missing or damaged; one line that names it.
         """
         shards: dict[int, np.ndarray] = {}
         found = {}
-        for outcome in self.outcomes:
-            if outcome.image is None:
+        for entry in self.entries:
+            if entry.image is None:
                 continue
-            shard, row = outcome.image
+            shard, row = entry.image
             if shard not in shards:
-                path = shard_path(self.folder, shard)
-                if not path.exists():
-                    raise ValueError(
-                        f"ledger = {self.path}: speaks of {path.name}, which is missing; restore it or start over"
-                    )
-                with np.load(path) as arrays:
-                    shards[shard] = arrays["images"]
-            found[outcome.index, outcome.attack, outcome.item] = shards[shard][row]
+                shards[shard] = _read_shard(self.path, shard_path(self.folder, shard))
+            if row >= len(shards[shard]):
+                name = shard_path(self.folder, shard).name
+                raise ValueError(
+                    f"ledger = {self.path}: speaks of image {row} of {name}, which has {len(shards[shard])}"
+                )
+            found[entry.index, entry.attack, entry.item] = shards[shard][row]
         return found
 
     def _write(self, mode: str, lines: Iterable[str]) -> None:
@@ -144,12 +147,12 @@ class Ledger:
 
 @dataclasses.dataclass(frozen=True)
 class Book:
-    """A ledger as read: header (None if the file ends inside it), outcomes, and how many bytes of the file are whole
+    """A ledger as read: header (None if the file ends inside it), entries, and how many bytes of the file are whole
     lines.
     """
 
     header: dict[str, Any] | None
-    outcomes: list[Outcome]
+    entries: list[Entry]
     valid_bytes: int
 
 
@@ -166,20 +169,70 @@ def read(path: str | os.PathLike[str]) -> Book:
     content = path.read_bytes()
     valid = content.rfind(b"\n") + 1  # what follows the last newline was being written when the run ended
     rows = []
-    for number, line in enumerate(content[:valid].splitlines()):
+    for number, line in enumerate(content[:valid].splitlines(), 1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
-            raise ValueError(f"ledger = {path}: line {number + 1} is damaged") from None
+            rows.append(_header(line) if number == 1 else _entry(line))
+        except ValueError as error:
+            cure = "" if number == 1 else "; without that line its point would be attacked again"
+            raise ValueError(f"ledger = {path}: line {number} is damaged or foreign ({error}){cure}") from None
     if not rows:
         return Book(None, [], 0)
-    if rows[0].get("ledger") != FORMAT:
-        old = rows[0].get("ledger")
+    header, *entries = rows
+    if header["ledger"] != FORMAT:
+        old = header["ledger"]
         raise ValueError(
             f"ledger = {path}: format {old!r}, must be {FORMAT}; it cannot be resumed, use another workdir"
         )
-    outcomes = [Outcome(**{**row, "image": row["image"] and tuple(row["image"])}) for row in rows[1:]]
-    return Book(rows[0], outcomes, valid)
+    return Book(header, entries, valid)
+
+
+def _header(line: bytes) -> dict[str, Any]:
+    row = json.loads(line)
+    if not isinstance(row, dict) or "ledger" not in row:
+        raise ValueError("no header of a ledger")
+    return row
+
+
+def _entry(line: bytes) -> Entry:
+    """Reads a line.
+
+    Raises:
+      ValueError: unless it is JSON with the fields of an entry, each of its kind.
+    """
+    row = json.loads(line)
+    fields = dataclasses.fields(Entry)
+    if not isinstance(row, dict) or row.keys() != {field.name for field in fields}:
+        raise ValueError("not the fields of an entry")
+    if isinstance(row["image"], list):
+        row["image"] = tuple(row["image"])
+    for field in fields:
+        if field.name != "image" and type(row[field.name]) is not field.type:
+            raise ValueError(f"{field.name} = {row[field.name]!r}")
+    image = row["image"]
+    whole = image is None or (isinstance(image, tuple) and len(image) == 2 and all(type(n) is int for n in image))
+    if not whole or (image and min(image) < 0):
+        raise ValueError(f"image = {image!r}")
+    return Entry(**row)
+
+
+def _read_shard(ledger: pathlib.Path, path: pathlib.Path) -> np.ndarray:
+    """The images of a shard.
+
+    Raises:
+      ValueError: if it is missing, or its bytes are not what was written.
+    """
+    cure = "restore it or start over"
+    if not path.exists():
+        raise ValueError(f"ledger = {ledger}: speaks of {path.name}, which is missing; {cure}")
+    try:
+        with np.load(path) as arrays:
+            images = arrays["images"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"ledger = {ledger}: {path.name} is damaged ({told}); {cure}") from None
+    if images.dtype != np.float32 or images.ndim != 4:
+        raise ValueError(f"ledger = {ledger}: {path.name} holds {images.dtype}{list(images.shape)}, no images; {cure}")
+    return images
 
 
 def refuse_other(path: pathlib.Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -220,24 +273,24 @@ def shard_path(folder: pathlib.Path, shard: int) -> pathlib.Path:
     return folder / f"adversarial-{shard:05d}.npz"
 
 
-def verdicts(outcomes: Iterable[Outcome], order: list[str] | None = None) -> dict[int, Outcome | None]:
-    """Per example, the outcome that broke it: of the earliest attack, then of its lowest item; None for the examples
-    that no outcome broke.
+def verdicts(entries: Iterable[Entry], order: list[str] | None = None) -> dict[int, Entry | None]:
+    """Per example, the entry that broke it: of the earliest attack, then of its lowest item; None for the examples
+    that nothing broke.
 
     Args:
-      outcomes: of one book.
+      entries: of one book.
       order: the attacks in the order they ran; as they appear in the book if None.
     """
-    outcomes = list(outcomes)
-    names = [CLEAN, *(order or dict.fromkeys(outcome.attack for outcome in outcomes))]
-    verdict: dict[int, Outcome | None] = {}
-    for outcome in outcomes:
-        best = verdict.setdefault(outcome.index, None)
-        place = (names.index(outcome.attack), outcome.item)
-        if outcome.attack == CLEAN and outcome.status != "survived":
-            verdict[outcome.index] = outcome
-        elif outcome.status == "broken" and (best is None or place < (names.index(best.attack), best.item)):
-            verdict[outcome.index] = outcome
+    entries = list(entries)
+    names = list(dict.fromkeys([CLEAN, *(order or []), *(entry.attack for entry in entries)]))
+    verdict: dict[int, Entry | None] = {}
+    for entry in entries:
+        best = verdict.setdefault(entry.index, None)
+        place = (names.index(entry.attack), entry.item)
+        if entry.attack == CLEAN and entry.status != "survived":
+            verdict[entry.index] = entry
+        elif entry.status == "broken" and (best is None or place < (names.index(best.attack), best.item)):
+            verdict[entry.index] = entry
     return verdict
 
 
@@ -256,7 +309,7 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> list[str]:
         values = [(book.header or {}).get(field) for book in books]
         if values[0] != values[1]:
             lines.append(f"{field} differ: {_short(values[0])} | {_short(values[1])}")
-    left, right = (verdicts(book.outcomes, (book.header or {}).get("order")) for book in books)
+    left, right = (verdicts(book.entries, (book.header or {}).get("order")) for book in books)
     flips = attributions = 0
     for index in sorted({*left, *right}):
         said = [_say(index, verdict) for verdict in (left, right)]
@@ -271,19 +324,22 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> list[str]:
     return lines
 
 
-def _say(index: int, verdict: Mapping[int, Outcome | None]) -> str:
+def _say(index: int, verdict: Mapping[int, Entry | None]) -> str:
     if index not in verdict:
         return "not attacked"
-    outcome = verdict[index]
-    if outcome is None:
+    entry = verdict[index]
+    if entry is None:
         return "survived"
-    if outcome.attack == CLEAN:
-        return f"clean: {outcome.status}"
-    target = f", target {outcome.target}" if outcome.target >= 0 else ""
-    return f"broken by {outcome.attack} (restart {outcome.restart}{target})"
+    if entry.attack == CLEAN:
+        return f"clean: {entry.status}"
+    target = f", target {entry.target}" if entry.target >= 0 else ""
+    return f"broken by {entry.attack} (restart {entry.restart}{target})"
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit("usage: python -m robust_vit.evaluation.autoattack.ledger A B")
-    print("\n".join(compare(*sys.argv[1:])))
+    try:
+        print("\n".join(compare(*sys.argv[1:])))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from robust_vit.evaluation import intervals
+from robust_vit.evaluation.scheduling.machine import Tally
 from robust_vit.evaluation.scheduling.scheduler import BROKEN, NONFINITE
-from robust_vit.evaluation.scheduling.tile import Tally
 from robust_vit.evaluation.verification import Verification
 
 
@@ -71,6 +71,7 @@ class Result:
       header: hashes of weights and data, configuration, package versions.
       claimed_robust: points that the model in low precision would have called robust; None for an evaluation in
         float32.
+      canary: how far the compiled program is from the plain one (`canary.Canary.to_dict`).
     """
 
     version: str | list[str]
@@ -87,6 +88,7 @@ class Result:
     verification: Verification
     header: dict[str, Any]
     claimed_robust: int | None = None
+    canary: dict[str, Any] | None = None
 
     @property
     def examples(self) -> int:
@@ -149,7 +151,7 @@ class Result:
             share = 100 * self.claimed_robust / self.examples
             dtype = self.header["config"]["compute_dtype"]
             text.append(f"robust accuracy claimed in {dtype}, before verification in float32: {share:.2f} %")
-        text.append(str(self.verification))
+        text += [str(self.verification), *_agreement(self.canary)]
         return "\n".join(text + [f"note: {note}" for note in self.notes])
 
     def to_dict(self) -> dict[str, Any]:
@@ -177,12 +179,23 @@ class Result:
                 "faults": self.verification.faults,
                 "largest_distance_over_epsilon": self.verification.largest,
             },
+            "canary": self.canary,
             "header": self.header,
             "points": [
                 {"index": int(index), "status": str(status), "broken_by": name}
                 for index, status, name in zip(self.indices, self.status, self.broken_by)
             ],
         }
+
+
+def _agreement(canary: dict[str, Any] | None) -> list[str]:
+    """A line on the compiled program and the plain one."""
+    if canary is None:
+        return []
+    names = ("forward_difference", "gradient_difference")
+    logits, gradient = ("not comparable" if canary[name] is None else f"{canary[name]:.0e}" for name in names)
+    shape = "x".join(map(str, canary["shape"]))
+    return [f"compiled for {shape}, compared with the same operations one by one: logits {logits}, gradient {gradient}"]
 
 
 def _figure(name: str, value: float, interval: tuple[float, float]) -> str:

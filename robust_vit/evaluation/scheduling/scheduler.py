@@ -7,7 +7,7 @@ point has failed, so it can change neither a flag nor which item is named. Shape
 twice, and every slot computes from its own key and its own image alone: a result does not depend on its neighbours.
 
 An attack takes part by the stepping protocol: `run.start(keys, logits_fn, images, labels, target, epsilon, restart)
--> state` and `run.advance(logits_fn, state, ticks) -> state`, with `done`, `broken`, `adversarial` (and `non_finite`)
+-> state` and `run.advance(logits_fn, state, ticks) -> state`, with `done`, `broken`, `adversarial` and `non_finite`
 in the state and a leading axis of slots on every leaf. `run` is hashable.
 
 There are two tiles: while the host looks at one and refills it, the device works on the other. On a CPU they share its
@@ -23,8 +23,8 @@ from jax.sharding import Mesh
 
 from robust_vit import parallel
 from robust_vit.evaluation.points import Chain, Points
-from robust_vit.evaluation.scheduling.board import Board
-from robust_vit.evaluation.scheduling.tile import Machine, Tally
+from robust_vit.evaluation.scheduling.machine import Machine, Tally
+from robust_vit.evaluation.scheduling.slots import SlotTable
 from robust_vit.typing import LogitsFn
 
 # A turn hands control back when this share of the busy slots has finished: refilling one by one would stall the device,
@@ -76,10 +76,10 @@ def schedule(
     Returns:
       A Tally.
     """
-    board = Board(rows, len(chain), LANES * slots, window, known or {})
+    table = SlotTable(rows, len(chain), LANES * slots, window, known or {})
     tally = Tally()
     logits_fn = logits_fn if mesh is None else parallel.replicate(mesh, logits_fn)
-    claims = Claims(board, examine, report, slots)
+    claims = Claims(table, examine, report, slots)
     with futures.ThreadPoolExecutor(LANES) as pool:
         lanes = [
             Machine(run, logits_fn, points, chain, seed, range(first, first + slots), mesh, tally, pool)
@@ -88,34 +88,34 @@ def schedule(
         while True:
             for machine in lanes:
                 if machine.running:
-                    _settle(machine, board, claims, report)
-                _launch(machine, board, chunk)
+                    _settle(machine, table, claims, report)
+                _launch(machine, table, chunk)
             if not any(machine.running for machine in lanes) and not claims.judge():
                 return tally  # otherwise a claim was refused: its point is back in play
 
 
-def _settle(machine: Machine, board: Board, claims: "Claims", report: Report) -> None:
+def _settle(machine: Machine, table: SlotTable, claims: "Claims", report: Report) -> None:
     """Waits for a tile and takes out what is over."""
-    turn = machine.collect(board)
-    over = [slot for slot in board.within(machine.slots, busy=True) if turn.finished[slot - machine.slots.start]]
+    turn = machine.collect(table)
+    over = [slot for slot in table.within(machine.slots, busy=True) if turn.finished[slot - machine.slots.start]]
     images = np.asarray(machine.tile.state.adversarial) if turn.broken.any() else None
     for slot in over:
         place = slot - machine.slots.start
-        row, item, ticks = int(board.point[slot]), int(board.item[slot]), int(turn.ages[place])
-        board.settle(slot, bool(turn.broken[place]))
+        row, item, ticks = int(table.point[slot]), int(table.item[slot]), int(turn.ages[place])
+        table.settle(slot, bool(turn.broken[place]))
         if turn.broken[place]:
             claims.add(row, item, ticks, np.array(images[place]))
         else:
             report(row, item, NONFINITE if turn.non_finite[place] else SURVIVED, ticks, None)
 
 
-def _launch(machine: Machine, board: Board, chunk: int) -> None:
+def _launch(machine: Machine, table: SlotTable, chunk: int) -> None:
     """Refills a tile and sends it off, if there is anything in it to do."""
-    for slot in board.useless(machine.slots):
+    for slot in table.useless(machine.slots):
         machine.abandon(slot)
-        board.free(slot)
-    machine.fill(board, board.refill(machine.slots))
-    busy = len(board.within(machine.slots, busy=True))
+        table.free(slot)
+    machine.fill(table, table.refill(machine.slots))
+    busy = len(table.within(machine.slots, busy=True))
     if busy:
         machine.launch(chunk, max(1, busy // SHARE))
 
@@ -125,8 +125,8 @@ class Claims:
     count as broken.
     """
 
-    def __init__(self, board: Board, examine: Examine, report: Report, size: int):
-        self.board, self.examine, self.report, self.size = board, examine, report, size
+    def __init__(self, table: SlotTable, examine: Examine, report: Report, size: int):
+        self.table, self.examine, self.report, self.size = table, examine, report, size
         self.held: list[tuple[int, int, int, np.ndarray]] = []
 
     def add(self, row: int, item: int, ticks: int, image: np.ndarray) -> None:
@@ -142,7 +142,7 @@ class Claims:
         faults = self.examine([row for row, *_ in held], np.stack([image for *_, image in held]))
         for (row, item, ticks, image), fault in zip(held, faults):
             if fault:
-                self.board.refuse(row, item)
+                self.table.refuse(row, item)
             self.report(row, item, fault or BROKEN, ticks, None if fault else image)
         return any(faults)
 

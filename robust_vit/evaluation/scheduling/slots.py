@@ -8,7 +8,7 @@ import numpy as np
 IDLE = -1
 
 
-class Board:
+class SlotTable:
     """The slots of a tile, the points in play, and how their items ended.
 
     Args:
