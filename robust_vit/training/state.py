@@ -41,7 +41,7 @@ def create(
       seed: of the initial weights.
       ema: whether to keep an average of the weights.
     """
-    key = jax.random.fold_in(jax.random.key(seed), randomness.INIT)
+    key = jax.random.fold_in(randomness.as_key(seed), randomness.INIT)
     variables = module.init(key, jnp.zeros((1, *image_shape)))
     params, stats = variables["params"], variables.get("batch_stats", {})
     average = jax.tree.map(jnp.array, {"params": params, "batch_stats": stats}) if ema else {}

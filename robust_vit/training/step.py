@@ -139,7 +139,7 @@ def make(
 
     def step(state: TrainState, batch: dict[str, Array], learning_rate: Array, strength: Array):
         keys = randomness.example_keys(seed, batch["index"], randomness.TRAIN_ATTACK, state.step)
-        noise = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), randomness.MODEL), state.step)
+        noise = jax.random.fold_in(jax.random.fold_in(randomness.as_key(seed), randomness.MODEL), state.step)
         targets = jax.nn.one_hot(batch["label"], num_classes)
         batch = {"image": batch["image"], "label": batch["label"], "keys": keys, "targets": targets, "noise": noise}
         loss = functools.partial(

@@ -121,6 +121,22 @@ def test_errors_are_one_line_that_helps(run_folder, tmp_path):
     assert "is no flag" in error_of(here, "clean")
 
 
+def test_ctrl_c_keeps_what_was_measured(tmp_path, monkeypatch, capsys):
+    """One line, the status that shells expect, and the suites that were done."""
+    (tmp_path / "constants.py").write_text("def make():\n    return lambda x: x[:, 0, :4, 0]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "config.json").write_text(config_lib.to_json(tiny_config()))
+
+    def interrupted(context):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(suites.SUITES, "pgd", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        run("--logits_fn=constants:make", f"--workdir={tmp_path}", "--suite=clean,pgd")
+    assert caught.value.code == 130 and len(capsys.readouterr().err.splitlines()) == 1
+    assert json.loads((tmp_path / "result.json").read_text())["clean"]["examples"] == TEST_EXAMPLES
+
+
 def test_a_damaged_result_file_is_told_before_anything_is_measured(run_folder, tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text((run_folder / "config.json").read_text())
     (tmp_path / "checkpoints").symlink_to(run_folder / "checkpoints")
