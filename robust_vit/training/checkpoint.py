@@ -10,6 +10,7 @@ import json
 import logging
 import pathlib
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -379,12 +380,25 @@ def _reading() -> Iterator[None]:
 
     What says nothing about the file passes: no memory, no permission.
     """
+    _hush_abandoned_reads()
     try:
         yield
     except (MemoryError, PermissionError):
         raise
     except Exception as error:
         raise DamagedError(_first_line(error)) from error
+
+
+def _hush_abandoned_reads() -> None:
+    """The first error of a checkpoint ends all its reads; tensorstore prints a traceback for each of the others."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    if before.__qualname__ != hook.__qualname__:
+        sys.unraisablehook = hook
 
 
 def _first_line(error: Exception) -> str:

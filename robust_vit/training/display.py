@@ -58,6 +58,19 @@ class Lines:
         """Nothing is open."""
 
 
+class Nothing:
+    """Nobody looks."""
+
+    def show(self, kind: str, step: int, epoch: float, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 class Terminal:
     """A progress bar; only the figures give way where the window is narrow, never the steps or the time left."""
 

@@ -54,7 +54,7 @@ class Progress:
         self.rows.write(row)
         for name, tracker in list(self.trackers.items()):
             self._try(name, lambda tracker=tracker: tracker.write(row))
-        self.display.show(kind, step, epoch, values)
+        self._show(lambda shown: shown.show(kind, step, epoch, values))
 
     def _try(self, name: str, action: Any) -> None:
         """Calls a tracker: a service that is down must not end days of training, and metrics.jsonl has every row."""
@@ -68,13 +68,20 @@ class Progress:
     def say(self, text: str) -> None:
         """Shows a line."""
         if self.main:
-            self.display.say(text)
+            self._show(lambda shown: shown.say(text))
+
+    def _show(self, action: Any) -> None:
+        """Shows something; a reader that has gone (`... | head`) ends the display and not the training."""
+        try:
+            action(self.display)
+        except BrokenPipeError:
+            self.display = display.Nothing()
 
     def close(self) -> None:
         """Ends the display and the files."""
         if not self.main:
             return
-        self.display.close()
+        self._show(lambda shown: shown.close())
         for name, tracker in list(self.trackers.items()):
             self._try(name, tracker.close)
         self.rows.close()

@@ -130,6 +130,19 @@ def test_the_bar_keeps_steps_and_time_left_at_any_width(width, monkeypatch):
     assert "123456 images/s" in last or width < 200
 
 
+def test_a_reader_that_has_gone_ends_the_display_and_not_the_training(tmp_path, monkeypatch):
+    def closed(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", closed)
+    made = progress.Progress(tmp_path, total_steps=10, live=False)
+    made.write("train", 5, 0.5, **TRAIN)
+    made.write("train", 6, 0.6, **TRAIN)
+    made.say("done")
+    made.close()
+    assert isinstance(made.display, display.Nothing) and len(rows(tmp_path)) == 2
+
+
 class Handle:
     """What IPython's display returns."""
 

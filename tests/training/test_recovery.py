@@ -1,7 +1,10 @@
-"""Kill a run at any moment: the same command continues it, to the same bits."""
+"""Kill a run at any moment, fill its disk, close its pipe: the same command continues it, to the same bits."""
 
 import os
+import pathlib
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -77,15 +80,75 @@ def test_killed_again_and_again_and_resumed_the_weights_are_the_same_bits(uninte
     assert len(steps) == STEPS  # each step's row once, for all the kills
 
 
-def test_sigterm_saves_and_exits_cleanly(uninterrupted, tmp_path):
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("Ctrl-C", marks=pytest.mark.slow)])
+def test_a_signal_saves_and_exits_cleanly(uninterrupted, tmp_path, name):
     process = start(tmp_path)
     wait_for_row(tmp_path, 3, process)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal({"SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}[name])
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    assert "stopped by SIGTERM at step" in output and "the same command resumes" in output
-    stopped = int(output.split("stopped by SIGTERM at step ")[1].split(",")[0])
+    assert f"stopped by {name} at step" in output and "the same command resumes" in output
+    stopped = int(output.split(f"stopped by {name} at step ")[1].split(",")[0])
     assert checkpoint.Checkpoints(tmp_path, read_only=True).latest() == stopped
     finish(tmp_path)
     for there, here in zip(uninterrupted, final(tmp_path)):
         np.testing.assert_array_equal(there, here)
+
+
+def tiny(workdir, *arguments, **options):
+    """A tiny run as a command, its output and its errors apart."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+    }
+    command = [sys.executable, str(pathlib.Path(__file__).parent / "tiny_run.py"), str(workdir), *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, **pipes, **options)
+
+
+def full_disk():
+    """In the child: a write past 24 kB into a file fails, as on a full disk; every checkpoint is larger."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (24_000, resource.RLIM_INFINITY))
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_with_space_made_the_same_command_goes_on(uninterrupted, tmp_path):
+    output, errors = (process := tiny(tmp_path, preexec_fn=full_disk)).communicate(timeout=300)
+    lines = [line for line in errors.splitlines() if "compilation cache" not in line]
+    assert process.returncode == 1 and len(lines) == 1, errors
+    assert lines[0].startswith(f"error: workdir = '{tmp_path}': cannot write a checkpoint: File too large; none was")
+    assert "Traceback" not in errors and not (tmp_path / "lock.json").exists()
+    output, errors = (process := tiny(tmp_path)).communicate(timeout=300)
+    assert process.returncode == 0, errors
+    for there, here in zip(uninterrupted, final(tmp_path)):
+        np.testing.assert_array_equal(there, here)
+
+
+@pytest.mark.slow
+def test_a_closed_pipe_costs_the_output_and_nothing_else(uninterrupted, tmp_path):
+    process = tiny(tmp_path)
+    assert process.stdout.readline().startswith("epoch")
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait(timeout=300) == 0
+    for there, here in zip(uninterrupted, final(tmp_path)):
+        np.testing.assert_array_equal(there, here)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_two_hosts_stop_at_the_same_step_when_one_is_told_to(tmp_path, number):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    hosts = [tiny(tmp_path, index, port) for index in range(2)]
+    wait_for_row(tmp_path, 3, hosts[0])
+    hosts[1].send_signal(number)
+    (said, errors), _ = (host.communicate(timeout=120) for host in hosts)
+    assert [host.returncode for host in hosts] == [0, 0], errors
+    stopped = int(said.split("stopped by SIGTERM at step ")[1].split(",")[0])
+    assert stopped < STEPS and checkpoint.Checkpoints(tmp_path, read_only=True).latest() == stopped
+    hosts = [tiny(tmp_path, index, port) for index in range(2)]
+    assert all(host.wait(timeout=300) == 0 for host in hosts)
+    assert f"resuming at step {stopped}" in hosts[0].stdout.read()
+    assert checkpoint.load(tmp_path, "latest")[3] == STEPS

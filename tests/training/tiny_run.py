@@ -1,5 +1,11 @@
-"""A run that compiles in seconds: the digits, a ViT of depth 1 and width 16, one attack step."""
+"""A run that compiles in seconds: the digits, a ViT of depth 1 and width 16, one attack step.
 
+python tests/training/tiny_run.py WORKDIR [INDEX PORT]      1.2 epochs; as host INDEX of two
+"""
+
+import sys
+
+from robust_vit import commands, parallel
 from robust_vit import config as config_lib
 
 OVERRIDES = {
@@ -35,3 +41,17 @@ def flags(**overrides) -> list[str]:
     """The same as command-line flags."""
     values = OVERRIDES | {k.replace("__", "."): v for k, v in overrides.items()}
     return [f"--config.{name}={value}" for name, value in values.items()]
+
+
+def main(arguments: list[str]) -> None:
+    """Trains in a process of its own, with what a command has around it."""
+    from robust_vit.training import loop
+
+    if len(arguments) > 2:
+        parallel.initialize(f"localhost:{arguments[3]}", 2, int(arguments[2]))
+    made = config(training__epochs=1.2, evaluation__suite="", optimizer__ema_decay=0.9, parallel__devices=0)
+    loop.run(made, arguments[1], live=False)
+
+
+if __name__ == "__main__":
+    commands.run(main, sys.argv)
