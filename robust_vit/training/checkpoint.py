@@ -7,10 +7,8 @@ deleted; one of another model is named and left alone.
 
 import contextlib
 import json
-import logging
 import pathlib
 import shutil
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,22 +16,15 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging as absl_logging
 from orbax.checkpoint import checkpoint_managers
 
 from robust_vit import config as config_lib
 from robust_vit import models, parallel, provenance
 from robust_vit.errors import Mendable
-from robust_vit.training import digests
+from robust_vit.training import digests, storage
 from robust_vit.training.digests import DamagedError
 from robust_vit.training.experiment import model_keywords
 from robust_vit.training.state import TrainState
-
-absl_logging.set_verbosity(absl_logging.ERROR)  # orbax reports every file at INFO
-# orbax's threads log a traceback each for an error that `wait` or the next `save` raises anyway
-logging.getLogger("absl").addFilter(lambda entry: not (entry.exc_info and "orbax" in entry.pathname))
-
-NO_SPACE = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
 class NonFiniteError(Mendable, RuntimeError):
@@ -108,10 +99,7 @@ class Checkpoints:
             yield
         except Exception as error:
             self._failed = True
-            text = str(error)
-            cause = next((cause for cause in NO_SPACE if cause in text), None) or _first_line(error)
-            advice = "make space; the same command then resumes" if cause in NO_SPACE else "the same command resumes"
-            folder = str(self.directory.parent)
+            folder, (cause, advice) = str(self.directory.parent), storage.explain_writing(error)
             line = f"workdir = {folder!r}: cannot write a checkpoint: {cause}; {self.last_good()}; {advice}"
             raise StorageError(line) from error
 
@@ -160,7 +148,7 @@ class Checkpoints:
         if (odd := digests.difference(stored, digests.describe(abstract))) is not None:
             raise ValueError(f"checkpoint {path}: of another model or optimizer: {odd}; choose another workdir")
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
-        with _reading():
+        with storage.reading():
             found = self.manager.restore(step, args=items)
         if record:
             digests.verify(record, found.state, found.data)
@@ -359,7 +347,7 @@ def _read_arrays(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
         record = checkpoints.record(step)
         described = _metadata(path / "state")
         plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), described)
-        with _reading():
+        with storage.reading():
             tree = ocp.PyTreeCheckpointer().restore(path / "state", restore_args=plain)
         if record:
             digests.verify(record, tree)
@@ -370,38 +358,5 @@ def _read_arrays(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
 
 def _metadata(path: pathlib.Path) -> Any:
     """The stored tree, with the shape and type of every leaf."""
-    with _reading():
+    with storage.reading():
         return ocp.PyTreeCheckpointer().metadata(path).item_metadata.tree
-
-
-@contextlib.contextmanager
-def _reading() -> Iterator[None]:
-    """Turns the many kinds of error that orbax and tensorstore raise for a damaged file into one.
-
-    What says nothing about the file passes: no memory, no permission.
-    """
-    _hush_abandoned_reads()
-    try:
-        yield
-    except (MemoryError, PermissionError):
-        raise
-    except Exception as error:
-        raise DamagedError(_first_line(error)) from error
-
-
-def _hush_abandoned_reads() -> None:
-    """The first error of a checkpoint ends all its reads; tensorstore prints a traceback for each of the others."""
-    before = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            before(unraisable)
-
-    if before.__qualname__ != hook.__qualname__:
-        sys.unraisablehook = hook
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    line = text.splitlines()[0]
-    return line if len(line) <= 200 else line[:200] + "…"

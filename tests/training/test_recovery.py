@@ -98,6 +98,7 @@ def test_a_signal_saves_and_exits_cleanly(uninterrupted, tmp_path, name):
 def tiny(workdir, *arguments, **options):
     """A tiny run as a command, its output and its errors apart."""
     environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]),
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": "1",
         "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
