@@ -51,6 +51,7 @@ class Checkpoints:
     def __init__(self, workdir: str | pathlib.Path, *, keep: int = 2, select: str = "", read_only: bool = False):
         self.directory = pathlib.Path(workdir).absolute() / "checkpoints"
         check_path(workdir)
+        storage.hush()
         self.select, self.keep, self._metrics, self._failed = select, keep, {}, False
         self.manager = ocp.CheckpointManager(
             self.directory,

@@ -1,7 +1,7 @@
 """What orbax and tensorstore raise, log and print of files that cannot be written or read, made one line.
 
-Importing it quietens them: orbax reports every file at INFO, and its threads log a traceback each for an error that the
-main thread raises anyway.
+Importing it quietens their logs: orbax reports every file at INFO, and its threads log a traceback each for an error
+that the main thread raises anyway.
 """
 
 import contextlib
@@ -37,8 +37,6 @@ def reading() -> Iterator[None]:
     Raises:
       DamagedError: with the first line of the error.
     """
-    if not isinstance(sys.unraisablehook, _Hushed):
-        sys.unraisablehook = _Hushed(sys.unraisablehook)
     try:
         yield
     except (MemoryError, PermissionError):
@@ -47,8 +45,14 @@ def reading() -> Iterator[None]:
         raise DamagedError(first_line(error)) from error
 
 
+def hush() -> None:
+    """The first error of a checkpoint ends all its reads or writes; tensorstore prints a traceback for each other."""
+    if not isinstance(sys.unraisablehook, _Hushed):
+        sys.unraisablehook = _Hushed(sys.unraisablehook)
+
+
 class _Hushed:
-    """Drops what tensorstore prints of the other reads of a checkpoint when the first error has ended them all."""
+    """Python's hook for errors that nobody can catch, but for those of tensorstore's abandoned reads and writes."""
 
     def __init__(self, before: Any):
         self.before = before

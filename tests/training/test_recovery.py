@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import resource
 import signal
 import socket
 import subprocess
@@ -95,7 +94,7 @@ def test_a_signal_saves_and_exits_cleanly(uninterrupted, tmp_path, name):
         np.testing.assert_array_equal(there, here)
 
 
-def tiny(workdir, *arguments, **options):
+def tiny(workdir, *arguments, before=()):
     """A tiny run as a command, its output and its errors apart."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]),
@@ -103,19 +102,19 @@ def tiny(workdir, *arguments, **options):
         "JAX_NUM_CPU_DEVICES": "1",
         "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
     }
-    command = [sys.executable, str(pathlib.Path(__file__).parent / "tiny_run.py"), str(workdir), *map(str, arguments)]
+    script = str(pathlib.Path(__file__).parent / "tiny_run.py")
+    command = [*before, sys.executable, script, str(workdir), *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, **pipes, **options)
+    return subprocess.Popen(command, env=environment, **pipes)
 
 
-def full_disk():
-    """In the child: a write past 24 kB into a file fails, as on a full disk; every checkpoint is larger."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (24_000, resource.RLIM_INFINITY))
+# A write past 48 blocks, 24 kB, into a file fails, as on a full disk; every checkpoint is larger.
+FULL_DISK = ("sh", "-c", 'ulimit -f 48; exec "$@"', "sh")
 
 
 @pytest.mark.slow
 def test_a_full_disk_is_one_line_and_with_space_made_the_same_command_goes_on(uninterrupted, tmp_path):
-    output, errors = (process := tiny(tmp_path, preexec_fn=full_disk)).communicate(timeout=300)
+    output, errors = (process := tiny(tmp_path, before=FULL_DISK)).communicate(timeout=300)
     lines = [line for line in errors.splitlines() if "compilation cache" not in line]
     assert process.returncode == 1 and len(lines) == 1, errors
     assert lines[0].startswith(f"error: workdir = '{tmp_path}': cannot write a checkpoint: File too large; none was")
