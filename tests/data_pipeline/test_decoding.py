@@ -111,7 +111,7 @@ def turned(value, form):
     return encoded(Image.fromarray(picture()), form, exif=exif)
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("value", range(1, 9))
 def test_photographs_stand_as_their_exif_says(value, form):
     file = turned(value, form)
