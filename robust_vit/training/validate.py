@@ -218,7 +218,7 @@ def _model(config: ConfigDict) -> None:
     for keyword, value in config_lib.plain(config.model).items():
         field = f"model.{keyword}"
         if field not in FIELDS and keyword in known:  # `models.build` names the others
-            _like(known[keyword])(field, value)
+            (image_size if keyword == "image_size" else _like(known[keyword]))(field, value)
 
 
 def _attack_options(section: ConfigDict) -> None:
@@ -236,7 +236,7 @@ def _like(default: Any) -> Rule:
     if isinstance(default, bool):
         return truth
     if isinstance(default, int):
-        return sizes
+        return whole(1)
     if isinstance(default, float):
         return lambda field, value: None if value is None else POSITIVE(field, value)
     if isinstance(default, str):
@@ -245,10 +245,15 @@ def _like(default: Any) -> Rule:
 
 
 def sizes(field: str, value: Any) -> None:
-    """A whole number of at least 1, or a sequence of them."""
-    for one in value if isinstance(value, list | tuple) and value else [value]:
-        fits = isinstance(one, int) and not isinstance(one, bool) and one >= 1
-        check(field, value, fits, "a whole number >= 1, or several")
+    """A sequence of whole numbers of at least 1: one for each stage."""
+    several = isinstance(value, list | tuple) and len(value) > 0
+    fits = several and all(isinstance(one, int) and not isinstance(one, bool) and one >= 1 for one in value)
+    check(field, value, fits, "a sequence of whole numbers >= 1")
+
+
+def image_size(field: str, value: Any) -> None:
+    """A side of a square, or (height, width)."""
+    sizes(field, value if isinstance(value, list | tuple) else [value])
 
 
 def _joined(config: ConfigDict) -> None:

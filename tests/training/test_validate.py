@@ -74,6 +74,12 @@ def test_the_table_has_every_field_and_no_other():
         (dict(model__num_classes=7), r"model.num_classes = 7: must be 10, as in the data"),
         (dict(model__image_size=16), r"model.image_size = 16: must be \(8, 8\), as in the data"),
         (dict(model__mean=(0.3, 0.3)), r"model.mean = \(0.3, 0.3\): must be as long as model.std"),
+        (dict(model__depth=(2, 2)), r"model.depth = \(2, 2\): must be a whole number >= 1"),
+        (dict(model__image_size=(8, 0)), r"model.image_size = \(8, 0\): must be a sequence of whole numbers >= 1"),
+        (
+            dict(model__name="swin_tiny_patch4_window7_224"),
+            r"model.heads = 4: must be a sequence of whole",
+        ),
         (dict(model__mlp_ratio=0.0), r"model.mlp_ratio = 0.0: must be > 0 and finite"),
         (dict(model__layer_scale=math.nan), r"model.layer_scale = nan: must be finite"),
         (dict(model__std=(0.0,)), r"model.std = \(0.0,\): must be positive"),
