@@ -47,6 +47,7 @@ def of(data: Any, config: ConfigDict | None, batch_size: int | None, limit: int 
     from robust_vit import subject
     from robust_vit.data import Dataset, pipeline
 
+    check("batch_size", batch_size, batch_size is None or batch_size >= 1, "at least 1")
     if isinstance(data, str):
         check("data", data, config is not None, "(images, labels), a Dataset or a source: this is no run's model")
         return subject.split_batches(config, data, batch_size, limit)[0]
@@ -56,6 +57,8 @@ def of(data: Any, config: ConfigDict | None, batch_size: int | None, limit: int 
         return of_arrays(*data, **reading)
     if isinstance(data, Dataset):
         return pipeline.evaluate(data.test, transforms=data.evaluation_transforms, **reading)
+    known = all(hasattr(data, name) for name in ("__len__", "__getitem__", "num_classes"))
+    check("data", data, known, "the name of a split, (images, labels), a data.Dataset or a source")
     return pipeline.evaluate(data, **reading)
 
 

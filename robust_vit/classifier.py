@@ -65,6 +65,9 @@ class Classifier(jax.tree_util.Partial):
     def __call__(self, images: Array) -> Array:
         """Logits [B,K] of images [B,H,W,C]: floats in [0,1], or uint8."""
         images = jnp.asarray(images)
+        if self.module is not None:
+            shape, channels = f"{images.dtype}{list(images.shape)}", self.module.channels
+            check("images", shape, images.ndim == 4 and images.shape[3] == channels, f"[B,H,W,C] with C = {channels}")
         integers = jnp.issubdtype(images.dtype, jnp.integer)
         return super().__call__(as_float(images) if integers else images)
 
@@ -154,6 +157,7 @@ class Classifier(jax.tree_util.Partial):
             top = int(labels.max(initial=0))
             check("labels", top, labels.min(initial=0) >= 0 and top < classes, f"in [0, {classes})")
         indices = jnp.arange(count) if indices is None else jnp.asarray(indices)
+        check("indices.shape", indices.shape, indices.shape == (count,), f"({count},), one an image")
         return batching.in_batches(run, batch_size, (randomness.as_key(seed), self), (indices, images, labels))
 
     def evaluate(

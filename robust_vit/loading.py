@@ -5,6 +5,7 @@ load("weights/xcit", threat="linf-4/255")                         converted weig
 load("checkpoint.pth.tar", model="xcit_small_12_p16_224")         a PyTorch checkpoint; no code in it is run
 """
 
+import os
 import pathlib
 from typing import Any
 
@@ -39,6 +40,7 @@ def load(
     Raises:
       ValueError: in one line, what is missing or does not fit.
     """
+    check("path", path, isinstance(path, str | os.PathLike), KINDS)
     path = pathlib.Path(path)
     check("path", str(path), path.exists(), f"{KINDS}; there is nothing of this name")
     if path.is_file():

@@ -71,6 +71,23 @@ class Threat:
         return f"{self.norm}-{shortest(self.epsilon)}"
 
 
+def resolve(threat: "Threat | str | None", norm: str | None, epsilon: float | None) -> tuple[str | None, float | None]:
+    """Norm and epsilon of a function that takes either both of them or a threat; not checked further.
+
+    Raises:
+      ValueError: if both are given, or neither.
+    """
+    if threat is None:
+        for field, value in (("norm", norm), ("epsilon", epsilon)):
+            if value is None:
+                raise ValueError(f"{field} = None: must be given, or threat='linf-8/255' in place of norm and epsilon")
+        return norm, epsilon
+    if norm is not None or epsilon is not None:
+        raise ValueError(f"threat = {str(threat)!r}: must be left out where norm and epsilon are given")
+    threat = Threat.parse(threat)
+    return threat.norm, threat.epsilon
+
+
 def fraction(text: str) -> float:
     """Reads `0.1` or `8/255`.
 

@@ -184,9 +184,9 @@ def test_any_function_becomes_a_classifier(examples):
 
 def test_autoattack_takes_it_in_another_precision(classifier, examples):
     found = rv.evaluation.autoattack(
-        classifier, *examples, norm="linf", epsilon=0.1, version=["square"], budget=0.001, compute_dtype="bfloat16"
+        classifier, *examples, threat=classifier.threat, version=["square"], budget=0.001, compute_dtype="bfloat16"
     )
-    assert found.examples == EXAMPLES
+    assert found.examples == EXAMPLES and found.norm == "linf" and np.all(found.epsilon == np.float32(0.1))
 
 
 def test_the_example_of_the_package_runs(tmp_path, monkeypatch, capsys):
@@ -221,6 +221,11 @@ ERRORS = {
         "is not traceable by JAX .*gradient-free",
     ),
     "no logits": (lambda c, x, y, p: rv.Classifier(lambda x: (x, x)).predict(x), "a tuple of 2 .*must be one float"),
+    "path": (lambda c, x, y, p: rv.load(3), "path = 3: must be a run folder"),
+    "channels of a call": (lambda c, x, y, p: c(np.repeat(x, 3, axis=-1)), r"8, 3\]': must be .B,H,W,C. with C = 1"),
+    "batch size": (lambda c, x, y, p: c.evaluate("clean", batch_size=0), "batch_size = 0: must be at least 1"),
+    "data": (lambda c, x, y, p: c.evaluate("clean", 5), "data = 5: must be the name of a split, .images, labels."),
+    "indices": (lambda c, x, y, p: c.attack("pgd", x, y, indices=[1, 2]), r"indices.shape = \(2,\): must be \(12,\)"),
     "channels": (
         lambda c, x, y, p: c.attack("pgd", np.repeat(x, 3, axis=-1), y),
         r"images = 'uint8\[12, 8, 8, 3\]': must be \[B,8,8,1\], as the model takes them",

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robust_vit.attacks import norms
-from robust_vit.threat import NORMS, Threat
+from robust_vit.threat import NORMS, Threat, resolve
 
 
 def test_the_norms_are_those_of_the_attacks():
@@ -67,6 +67,15 @@ def test_a_bad_one_is_told_in_one_line(make, message):
     with pytest.raises(ValueError, match=message) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+def test_it_stands_in_place_of_norm_and_epsilon():
+    assert resolve("linf-8/255", None, None) == resolve(Threat("linf", 8 / 255), None, None) == ("linf", 8 / 255)
+    assert resolve(None, "l2", 0.5) == ("l2", 0.5)
+    with pytest.raises(ValueError, match="threat = 'l2-0.5': must be left out where norm and epsilon are given"):
+        resolve("l2-0.5", "l2", None)
+    with pytest.raises(ValueError, match="epsilon = None: must be given, or threat='linf-8/255'"):
+        resolve(None, "l2", None)
 
 
 def test_reading_one_starts_no_jax():

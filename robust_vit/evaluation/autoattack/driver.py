@@ -41,6 +41,7 @@ from robust_vit.evaluation.callables import as_logits_fn
 from robust_vit.evaluation.points import Chain, Points
 from robust_vit.evaluation.scheduling import scheduler
 from robust_vit.evaluation.verification import BROKEN, NONFINITE, ROBUST, Examiner, Judge
+from robust_vit.threat import Threat, resolve
 from robust_vit.typing import LogitsFn
 
 RESULT = "result.json"  # in the ledger's folder, once the evaluation is complete
@@ -52,8 +53,9 @@ def autoattack(
     images: np.ndarray,
     labels: np.ndarray,
     *,
-    norm: str,
-    epsilon: float | np.ndarray,
+    norm: str | None = None,
+    epsilon: float | np.ndarray | None = None,
+    threat: Threat | str | None = None,
     version: str | Sequence[str] = "standard",
     batch_size: int = 250,
     seed: int = 0,
@@ -78,6 +80,7 @@ def autoattack(
       labels: [N] integers in [0, K).
       norm: "linf", "l2" or "l1".
       epsilon: radius in units of the [0,1] pixel range; one for all points or [N].
+      threat: a `Threat` or its text, "linf-8/255", in place of norm and epsilon.
       version: a name of `ensembles.VERSIONS` or a list of attack names, in the order to run them.
       batch_size: most points in play at once, and outcomes between two writes of the ledger. Changes no result.
       seed: of the whole evaluation.
@@ -107,6 +110,7 @@ def autoattack(
 
     Reference: Croce & Hein, 2020, https://arxiv.org/abs/2003.01690
     """
+    norm, epsilon = resolve(threat, norm, epsilon)
     points = arguments.points(images, labels, norm, epsilon, indices)
     tiles = arguments.tile("tile", tile, 32, 128, mesh), arguments.tile("forward_tile", forward_tile, 32, 512, mesh)
     given = Arguments(norm, seed, batch_size, *tiles, compute_dtype, stochastic, mesh)
