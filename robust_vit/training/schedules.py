@@ -1,8 +1,8 @@
 """Schedules of the learning rate and of the attack's strength: functions from a step to a number on the host.
 
-The shapes are optax's. They compute on the device, where a call a step would wait behind the step in flight: so each
-schedule is tabulated once, at its first call. Both numbers enter the compiled step as arguments, so nothing recompiles
-when they change.
+The shapes are optax's. They compute on the device, where a call a step would wait behind the step in flight: so
+they are tabulated, thousands of steps at a call. Both numbers enter the compiled step as arguments, so nothing
+recompiles when they change.
 """
 
 import functools
@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 Schedule = Callable[[int], float]
+BLOCK = 4096  # steps
 
 
 def cosine(*, learning_rate: float, steps: int, final_learning_rate: float = 0.0, **_) -> optax.Schedule:
@@ -111,15 +112,19 @@ def strength(
 
 
 def tabulated(schedule: optax.Schedule, last: int) -> Schedule:
-    """Evaluates an optax schedule at steps 0 .. last in float64 and by one program, when first asked.
+    """Evaluates an optax schedule on the device in float64, a block of steps at once, by one program.
 
-    Later steps give the last value. In float32 the end of a cosine would be right to three digits.
+    Steps after the last give its value. In float32 the end of a cosine would be right to three digits.
     """
+    compute = jax.jit(lambda steps: jnp.broadcast_to(schedule(steps), steps.shape))
 
-    @functools.cache
-    def table() -> np.ndarray:
+    @functools.lru_cache(maxsize=2)
+    def block(number: int) -> np.ndarray:
         with jax.enable_x64(True):
-            steps = jnp.arange(last + 1, dtype=jnp.float64)
-            return np.asarray(jax.jit(lambda steps: jnp.broadcast_to(schedule(steps), steps.shape))(steps))
+            return np.asarray(compute(np.arange(number * BLOCK, (number + 1) * BLOCK, dtype=np.float64)))
 
-    return lambda step: float(table()[min(step, last)])
+    def at(step: int) -> float:
+        number, place = divmod(min(step, last), BLOCK)
+        return float(block(number)[place])
+
+    return at

@@ -68,9 +68,9 @@ def word(field: str, value: Any) -> None:
 
 def numbers(field: str, value: Any) -> None:
     """A sequence of finite numbers, such as a mean for each channel."""
-    check(field, value, isinstance(value, list | tuple), "a sequence of numbers, one a channel")
-    for one in value:
-        finite(f"{field}: {value!r}: {one!r}", one)
+    several = isinstance(value, list | tuple)
+    fits = several and all(isinstance(one, int | float) and math.isfinite(one) for one in value)
+    check(field, value, fits, "a sequence of finite numbers, one a channel")
 
 
 def transforms(field: str, value: Any) -> None:

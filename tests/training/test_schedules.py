@@ -71,9 +71,14 @@ def test_schedules_are_exact_to_the_last_digits_that_the_step_sees(per_epoch):
         assert sine(step) == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_schedule_is_computed_once_and_leaves_the_precision_as_it_was():
-    at = rate("cosine")
-    assert isinstance(at(3), float) and not jax.config.jax_enable_x64
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "jit", None)  # a second table would call it
-        assert at(4) < at(3)
+def test_a_schedule_is_one_program_however_long_and_leaves_the_precision_as_it_was():
+    traced = []
+
+    def square(steps):
+        traced.append(steps.shape)
+        return steps**2
+
+    at = schedules.tabulated(square, 10**12)
+    for step in (0, 3, schedules.BLOCK - 1, schedules.BLOCK, 10**7 + 1, 3):
+        assert at(step) == step**2 and isinstance(at(step), float)
+    assert at(10**13) == 10.0**24 and len(traced) == 1 and not jax.config.jax_enable_x64

@@ -82,6 +82,7 @@ def test_the_table_has_every_field_and_no_other():
         ),
         (dict(model__mlp_ratio=0.0), r"model.mlp_ratio = 0.0: must be > 0 and finite"),
         (dict(model__layer_scale=math.nan), r"model.layer_scale = nan: must be finite"),
+        (dict(model__mean=(math.nan,)), r"model.mean = \(nan,\): must be a sequence of finite numbers"),
         (dict(model__std=(0.0,)), r"model.std = \(0.0,\): must be positive"),
         (dict(optimizer__b1=1.0), r"optimizer.b1 = 1.0: must be in \[0, 1\)"),
         (dict(optimizer__b2=-0.1), r"optimizer.b2 = -0.1: must be in \[0, 1\)"),
