@@ -80,6 +80,7 @@ def _claim_config(workdir: pathlib.Path, config: ConfigDict) -> None:
         stored = checkpoint.stored_config(workdir)
         if "workers" in stored.data:
             stored.data.workers = config.data.workers  # who reads changes no batch, and another machine has other cores
+        stored.training.trackers = config.training.trackers  # nor does who is told of the figures
         found = config_lib.differences(stored, config_lib.from_json(text))
         if found:
             raise ValueError(f"workdir = {str(workdir)!r}: holds a run with {found[0]}; choose another folder")

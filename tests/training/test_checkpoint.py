@@ -339,6 +339,11 @@ def test_a_workdir_that_is_a_file(tmp_path):
             loop.run(config(), path)
 
 
+def test_who_is_told_of_the_figures_may_change_between_a_run_and_its_resumption(run):
+    made = config(optimizer__ema_decay=0.9, training__keep_checkpoints=3, training__trackers="csv")
+    loop.claim(run, experiment.build(made).config)
+
+
 @pytest.mark.parametrize(("content", "message"), [("", "is empty"), ('{"seed": 0, "da', "is no JSON")])
 def test_a_torn_config_is_one_line(run, content, message):
     (run / "config.json").write_text(content)
