@@ -19,6 +19,11 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def check_choice(field: str, value: str, allowed: Iterable[str]) -> None:
+    """Raises ValueError unless `value` is one of `allowed`; names the nearest one."""
+    lookup(field, value, dict.fromkeys(allowed))
+
+
 def lookup(field: str, name: str, table: Mapping[str, T]) -> T:
     """Returns table[name].
 
@@ -29,7 +34,7 @@ def lookup(field: str, name: str, table: Mapping[str, T]) -> T:
         return table[name]
     known = ", ".join(sorted(table))
     listing = f"one of {known}" if len(known) < 300 else f"one of {len(table)} names"
-    raise ValueError(f"{field} = {name!r}: must be {listing}{nearest(name, table)}")
+    raise ValueError(f"{field} = {name!r}: must be {listing}{nearest(str(name).lower(), table)}")
 
 
 class Mendable(Exception):

@@ -12,7 +12,7 @@
 The same call works eagerly, and under `jit`, `vmap`, `scan`, `jax.pmap` and `shard_map`. The arguments of an attack:
 
 * `keys` [B]: one typed key per example (`robust_vit.randomness.example_keys`), so that no example's result depends on
-  its batch.
+  its batch. A single key or a seed is taken too, and folded with each example's place in the batch.
 * `logits_fn`: images [B,H,W,C] in [0,1] -> logits [B,K]. Make it a `jax.tree_util.Partial` whose arguments hold the
   weights (`models.logits_fn(module, variables)`): then new weights do not compile again.
 * `images` [B,H,W,C]: floats in [0,1]; the result has their dtype.
@@ -30,12 +30,12 @@ Adding an attack takes three steps:
    keywords there.
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
 
-from robust_vit.attacks import losses, norms
-from robust_vit.attacks.arguments import check_choice
+from robust_vit.attacks import aliases, losses, norms
 from robust_vit.attacks.autoattack.apgd import apgd_run
 from robust_vit.attacks.autoattack.fab import fab_run
 from robust_vit.attacks.autoattack.factories import apgd, fab, square
@@ -43,6 +43,8 @@ from robust_vit.attacks.autoattack.square.search import square_run
 from robust_vit.attacks.fgsm import fgsm
 from robust_vit.attacks.pgd import pgd
 from robust_vit.attacks.straight_through import straight_through
+from robust_vit.errors import lookup
+from robust_vit.threat import Threat
 from robust_vit.typing import Attack
 
 ATTACKS: dict[str, Callable[..., Attack]] = {
@@ -59,20 +61,49 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(ATTACKS))
 
 
-def build(name: str, **keywords: Any) -> Attack:
-    """Makes an attack by name: `build("pgd", norm="l2", epsilon=0.5)` is `pgd(norm="l2", epsilon=0.5)`.
+def factory(name: str) -> Callable[..., Attack]:
+    """The factory of a name or of an alias (`bim`, `MI-FGSM`, `apgd-t`; `aliases`), with the alias's defaults.
 
     Raises:
-      ValueError: if the name is unknown (the nearest is suggested) or a keyword is bad.
+      ValueError: if the name is unknown; the nearest is suggested.
     """
-    check_choice("attack", name, ATTACKS)
-    return ATTACKS[name](**keywords)
+    key = str(name).lower().replace("-", "_").replace(" ", "_")
+    if key in aliases.ELSEWHERE:
+        raise ValueError(f"attack = {name!r}: is an ensemble, {aliases.ELSEWHERE[key]}")
+    if key in aliases.ALIASES:
+        known, defaults = aliases.ALIASES[key]
+        return functools.partial(ATTACKS[known], **defaults)
+    return ATTACKS[key] if key in ATTACKS else lookup("attack", name, ATTACKS)
+
+
+def build(name: str, *, threat: Any = None, **keywords: Any) -> Attack:
+    """Makes an attack by name: `build("pgd", norm="l2", epsilon=0.5)` is `pgd(norm="l2", epsilon=0.5)`.
+
+    Args:
+      name: one of `names()`, or an alias.
+      threat: a `robust_vit.Threat` or its text, "linf-8/255", in place of `norm` and `epsilon`.
+      **keywords: of the attack's factory.
+
+    Raises:
+      ValueError: if the name is unknown (the nearest is suggested) or a keyword is bad, missing or misspelt.
+    """
+    make, known = factory(name), options(name)
+    if threat is not None:
+        given = sorted({"norm", "epsilon"} & keywords.keys())
+        if given:
+            raise ValueError(f"threat = {str(threat)!r}: must be alone, {' and '.join(given)} given too")
+        keywords |= Threat.parse(threat).keywords
+    for keyword in keywords:
+        lookup(f"keyword of attack {name}", keyword, known)
+    missing = [key for key, default in known.items() if default is inspect.Parameter.empty and key not in keywords]
+    if missing:
+        raise ValueError(f"attack {name}: {', '.join(missing)} must be given")
+    return make(**keywords)
 
 
 def options(name: str) -> dict[str, Any]:
     """Returns {keyword: default} of what `build(name, ...)` takes; a required keyword has `inspect.Parameter.empty`."""
-    check_choice("attack", name, ATTACKS)
-    return {key: one.default for key, one in inspect.signature(ATTACKS[name]).parameters.items()}
+    return {key: one.default for key, one in inspect.signature(factory(name)).parameters.items()}
 
 
 __all__ = [
@@ -80,6 +111,7 @@ __all__ = [
     "apgd",
     "apgd_run",
     "build",
+    "factory",
     "fab",
     "fab_run",
     "fgsm",

@@ -4,23 +4,21 @@ A newcomer can skip this file; somebody who writes an attack will want `check_*`
 `as_seen` and `finish`.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from robust_vit.errors import nearest
-from robust_vit.typing import Array, Keys
+try:
+    import chex
+except ImportError:  # declared by this package, needed by none of its core
+    chex = None
 
+from robust_vit import randomness
+from robust_vit.typing import Array, Keys, LogitsFn
 
-def check_choice(field: str, value: str, allowed: Iterable[str]) -> None:
-    """Raises ValueError unless `value` is one of `allowed`; names the nearest one."""
-    allowed = sorted(allowed)
-    if value in allowed:
-        return
-    raise ValueError(f"{field} = {value!r}: must be one of {', '.join(allowed)}{nearest(str(value).lower(), allowed)}")
+ROUNDING = 1e-3  # how far outside of [0,1] a resized image's pixels may lie
 
 
 def check_count(field: str, value: int, minimum: int = 1) -> None:
@@ -76,16 +74,76 @@ def expand(value: Any, images: Array) -> Array:
     return per_example(value, images)[:, None, None, None]
 
 
-def check_inputs(keys: Keys, images: Array) -> None:
-    """Raises ValueError unless images are floats [B,H,W,C] and `keys` holds one typed key per example."""
-    if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images: {images.dtype}{list(images.shape)}, must be floats in [0,1] of shape [B,H,W,C]")
-    typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
-    if not typed or keys.shape != images.shape[:1]:
-        raise ValueError(
-            f"keys: {keys.dtype}{list(keys.shape)}, must be one typed key per example, [{images.shape[0]}]:"
-            " jax.random.split(jax.random.key(seed), B) or randomness.example_keys"
-        )
+def check_inputs(
+    keys: Keys | int, logits_fn: LogitsFn, images: Array, targets: Array, strength: Any = 1.0, stochastic: bool = False
+) -> Keys:
+    """Checks what an attack is called with, as far as it can be read now (inside `jit`: types and shapes).
+
+    Args:
+      keys: [B] typed keys, one per example; or one key or seed, which is folded with each example's place in the batch.
+      logits_fn, images, targets, strength: as every attack takes them.
+      stochastic: the model is called with keys too.
+
+    Returns:
+      [B] typed keys.
+
+    Raises:
+      ValueError: in one line, for whatever does not fit.
+    """
+    if jnp.ndim(images) != 4 or not jnp.issubdtype(jnp.result_type(images), jnp.floating):
+        told = f"{jnp.result_type(images)}{list(jnp.shape(images))}"
+        raise ValueError(f"images: {told}, must be floats in [0,1] of shape [B,H,W,C]")
+    keys = as_keys(keys, jnp.shape(images)[0])
+    check_pixels(images)
+    check_strength(strength)
+    if jnp.issubdtype(jnp.result_type(targets), jnp.integer) and jnp.ndim(targets) == 1 and is_concrete(targets):
+        check_labels(targets, jax.eval_shape(logits_fn, images, *((keys,) if stochastic else ())))
+    return keys
+
+
+def as_keys(keys: Keys | int, batch: int) -> Keys:
+    """Returns one typed key per example, [B]: as given, or one key or seed folded with each example's place.
+
+    Raises:
+      ValueError: if it is neither.
+    """
+    typed = isinstance(keys, jax.Array) and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
+    if not typed and jnp.ndim(keys) in (1, 2) and jnp.result_type(keys) == jnp.uint32 and jnp.shape(keys)[-1] == 2:
+        keys, typed = jax.random.wrap_key_data(keys), True  # of jax.random.PRNGKey
+    if typed and keys.shape == (batch,):
+        return keys
+    if jnp.ndim(keys) == 0 and (typed or jnp.issubdtype(jnp.result_type(keys), jnp.integer)):
+        return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(randomness.as_key(keys), jnp.arange(batch))
+    told = f"{getattr(keys, 'dtype', type(keys).__name__)}{list(jnp.shape(keys))}"
+    rule = f"one typed key per example, [{batch}]: jax.random.split(jax.random.key(seed), B); or one key, or a seed"
+    raise ValueError(f"keys: {told}, must be {rule}")
+
+
+def check_pixels(images: Array) -> None:
+    """Raises ValueError for images that can be read now and do not lie in [0,1]."""
+    if not is_concrete(images) or not np.size(images) or not getattr(images, "is_fully_addressable", True):
+        return
+    values = np.asarray(images)  # on the host: under a trace, JAX would trace the minimum of a constant too
+    low, high = float(values.min()), float(values.max())
+    if not (low >= -ROUNDING and high <= 1.0 + ROUNDING):
+        hint = ": divide by 255" if 2.0 < high <= 255.0 else ""
+        raise ValueError(f"images: values from {low:g} to {high:g}, must be in [0,1]{hint}")
+
+
+def check_strength(strength: Any) -> None:
+    """Raises ValueError for a strength that can be read now and does not lie in [0,1]."""
+    if is_concrete(strength) and not np.all((np.asarray(strength) >= 0) & (np.asarray(strength) <= 1)):
+        raise ValueError(f"strength = {strength}: must be in [0,1]")
+
+
+def check_labels(labels: Array, logits: jax.ShapeDtypeStruct) -> None:
+    """Raises ValueError for labels [B] that are no class of the logits [B,K]."""
+    classes, values = logits.shape[-1], np.asarray(labels)
+    if jnp.shape(labels)[0] != logits.shape[0]:
+        raise ValueError(f"targets: {len(values)} labels, must be one per image, {logits.shape[0]}")
+    outside = values[(values < 0) | (values >= classes)]
+    if outside.size:
+        raise ValueError(f"targets: label {outside[0]}, must be in [0, {classes}), the model's classes")
 
 
 def detach(tree: Any) -> Any:
@@ -118,4 +176,7 @@ def as_seen(points: Array, images: Array) -> Array:
 
 def finish(points: Array, images: Array, epsilon: Array) -> Array:
     """Ends an attack: dtype of `images`, no gradient; the images themselves, bit for bit, where epsilon [B] is 0."""
+    if chex is not None:
+        chex.assert_equal_shape((points, images))
+        chex.assert_shape(epsilon, images.shape[:1])
     return jax.lax.stop_gradient(jnp.where(expand(epsilon, images) > 0, as_seen(points, images), images))

@@ -5,7 +5,7 @@ Reference: Croce & Hein, Mind the box: l1-APGD for sparse adversarial attacks on
 
 import jax.numpy as jnp
 
-from robust_vit.attacks.autoattack.protocol import expand, flat
+from robust_vit.attacks.arguments import expand
 from robust_vit.attacks.thresholds import largest, order_statistic
 from robust_vit.typing import Array
 
@@ -61,3 +61,8 @@ def sparse_direction(gradient: Array, fraction: Array) -> Array:
 def support(perturbation: Array) -> Array:
     """[B] the number of non-zero entries, as float32."""
     return (flat(perturbation) != 0).sum(axis=-1).astype(jnp.float32)
+
+
+def flat(x: Array) -> Array:
+    """[B,...] -> [B,n]."""
+    return x.reshape(x.shape[0], -1)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from robust_vit.attacks.arguments import check_choice
+from robust_vit.errors import lookup
 from robust_vit.typing import Array
 
 TINY = 1e-12  # the reference's constant; it is zero in float16, one reason why losses are computed in float32
@@ -160,5 +160,4 @@ def get(loss: str) -> Callable[[Array, Array], Array]:
     Raises:
       ValueError: if the name is unknown; the nearest is suggested.
     """
-    check_choice("loss", loss, LOSSES)
-    return LOSSES[loss]
+    return lookup("loss", loss, LOSSES)

@@ -12,7 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from robust_vit.attacks.arguments import check_choice, expand
+from robust_vit.attacks import l1_ball
+from robust_vit.attacks.arguments import expand, per_example
+from robust_vit.errors import lookup
 from robust_vit.typing import Array, Keys
 
 PIXELS = (1, 2, 3)  # the axes of one image
@@ -151,13 +153,7 @@ def sparse_sign(gradient: Array, fraction: Array | float) -> Array:
     Returns:
       [B,H,W,C], of L1 norm 1, or 0 where the gradient is zero.
     """
-    n = gradient[0].size
-    magnitude = jnp.abs(gradient)
-    ranked = jnp.sort(magnitude.reshape(gradient.shape[0], n), axis=-1)
-    index = jnp.clip((1.0 - expand(fraction, gradient)[:, 0, 0]) * n, 0, n - 1).astype(jnp.int32)  # [B,1]
-    threshold = jnp.take_along_axis(ranked, index, axis=-1)[:, :, None, None]
-    direction = jnp.sign(gradient) * (magnitude >= threshold)
-    return direction / jnp.maximum(jnp.sum(jnp.abs(direction), axis=PIXELS, keepdims=True), 1.0)
+    return l1_ball.sparse_direction(gradient, per_example(fraction, gradient))
 
 
 def l1_steepest(gradient: Array, points: Array) -> Array:
@@ -173,7 +169,8 @@ def l1_project(points: Array, images: Array, epsilon: Array | float) -> Array:
 
     delta_i = sign(d_i) * clip(|d_i| - lambda, 0, room_i), where d = points - images, room_i is what the box leaves in
     the direction of d_i, and lambda >= 0 is the smallest for which |delta|_1 <= epsilon; found by bisection from above,
-    so that rounding errs to the inside of the ball.
+    so that rounding errs to the inside of the ball. (APGD's `l1_ball.correction` forms its sums as the reference
+    does, and can leave the ball by a rounding error.)
 
     Reference: https://arxiv.org/abs/2103.01208
     """
@@ -217,5 +214,4 @@ def get(norm: str) -> Ball:
     Raises:
       ValueError: if the name is unknown; the nearest is suggested.
     """
-    check_choice("norm", norm, BALLS)
-    return BALLS[norm]
+    return lookup("norm", norm, BALLS)

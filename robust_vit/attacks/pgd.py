@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from robust_vit.attacks import losses, norms
 from robust_vit.attacks.arguments import (
     as_seen,
-    check_choice,
     check_count,
     check_epsilon,
     check_inputs,
@@ -22,6 +21,7 @@ from robust_vit.attacks.arguments import (
     per_example,
     working,
 )
+from robust_vit.errors import check_choice
 from robust_vit.typing import Array, Attack, Keys, LogitsFn
 
 KEEP = ("loss", "success", "last")
@@ -83,7 +83,7 @@ def pgd(
     check_choice("keep", keep, KEEP)
     if step_size is not None and not is_zero(epsilon):  # a ball of radius 0 needs no step
         check_positive("step_size", step_size)
-    if is_concrete(momentum) and not momentum >= 0:
+    if is_concrete(momentum) and not 0 <= momentum < float("inf"):
         raise ValueError(f"momentum = {momentum}: must be at least 0")
     if restarts > 1 and not random_start:
         raise ValueError(f"restarts = {restarts}: must be 1 without random_start, all restarts would be the same")
@@ -93,7 +93,7 @@ def pgd(
     step_size = 2.5 * epsilon / steps if step_size is None else step_size
 
     def attack(keys: Keys, logits_fn: LogitsFn, images: Array, targets: Array, strength: Array | float = 1.0) -> Array:
-        check_inputs(keys, images)
+        keys = check_inputs(keys, logits_fn, images, targets, strength)
         logits_fn, images, targets = detach((logits_fn, images, targets))
         radius = per_example(epsilon, images) * per_example(strength, images)
         step = per_example(step_size, images) * per_example(strength, images)

@@ -27,7 +27,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from robust_vit.program import flow, gates, interpreter, shadows, tracing
 from robust_vit.program.interpreter import Path, Rules, Value
@@ -67,18 +66,10 @@ def passes(logits_fn: LogitsFn, images: Array | jax.ShapeDtypeStruct) -> tuple[s
 
 
 def _through(logits_fn: LogitsFn, images: Array, *more: Array) -> Array:
-    leaves, structure = jax.tree.flatten((logits_fn, more))
-    arrays = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, (jax.Array, np.ndarray, np.generic, float))}
-
-    def flat(images: Array, *arguments: Array) -> Any:
-        given = dict(zip(arrays, arguments))
-        model, rest = jax.tree.unflatten(structure, [given.get(i, leaf) for i, leaf in enumerate(leaves)])
-        return model(images, *rest)
-
-    closed, shape = jax.make_jaxpr(flat, return_shape=True)(images, *arrays.values())
+    closed, arrays, structure = tracing.trace_arguments(logits_fn, images, *more)
     rules = _rules(*_analysed(closed, images.shape))
-    outputs = interpreter.evaluate(closed, [(x, None) for x in (images, *arrays.values())], rules)
-    return jax.tree.unflatten(jax.tree.structure(shape), [array for array, _ in outputs])
+    outputs = interpreter.evaluate(closed, [(array, None) for array in arrays], rules)
+    return jax.tree.unflatten(structure, [array for array, _ in outputs])
 
 
 def _analysed(closed: Any, shape: tuple[int, ...]) -> tuple[dict[Path, str], flow.Walk]:

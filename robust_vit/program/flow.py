@@ -98,6 +98,7 @@ class Walk:
         self.passes: dict[tuple, int] = {}  # of a gate, by its place: which operand (or branch) it lets pass
         self.blends: set[tuple] = set()  # places of selects of which only the mask depends on the image
         self.stabilisers: set[Origin] = set()  # stop_gradients that only shift a softmax
+        self.lookups: dict[Origin, frozenset] = {}  # constants looked up by rank: the taints of the ranks
         self.selections: set[Origin] = set()  # argmax, sort and top-k that choose among active values
         self._numbers = itertools.count()
         self._stack: list = []
@@ -110,7 +111,14 @@ class Walk:
 
     def tainted(self, flows: list[Flow]) -> frozenset:
         """The operations that reach these outputs as values: those through which an attack sees nothing."""
-        return _union(flows) - self.stabilisers
+        taints = _union(flows)
+        while looked_up := [origin for origin in taints if origin.kind == "lookup"]:
+            taints -= set(looked_up)
+            for origin in looked_up:
+                ranks = {o for o in self.lookups[origin] if o.kind in ("selection", "argmax")}
+                # The ranks that choose live values may also say what is known of the chosen.
+                taints |= frozenset() if ranks and ranks <= self.selections else self.lookups[origin]
+        return taints - self.stabilisers
 
     def _fresh(self) -> frozenset:
         return frozenset((next(self._numbers),))
@@ -183,7 +191,7 @@ class Walk:
             "ranked": name in ORDER or ((name in SAME or name in gates.KEEPS_RANK) and inputs[0].ranked),
             "test": gates.compared(name, inputs),
         }
-        traits["ranked"] |= name in gates.COMPARISONS and any(flow.ranked for flow in inputs)
+        traits["ranked"] |= name in gates.RANKS and any(flow.ranked for flow in inputs)
         kept = name in SAME or name in gates.ELEMENTWISE
         source = frozenset().union(*(f.elementwise | f.aliases for f in inputs if f.depends)) if kept else frozenset()
         outputs = []
@@ -233,6 +241,8 @@ class Walk:
             chosen = [flow for i, flow in enumerate(inputs) if i not in range(len(inputs))[where]]
             if any(flow.live for flow in chosen):
                 choosers = self._drop(choosers, CHOOSES)
+            elif name == "gather" and all(flow.ranked for flow in inputs[where] if flow.depends) and choosers:
+                choosers = self._looked_up(eqn, choosers)
             return choosers | _union(chosen)
         if name in ("mul", "dot_general", "and") and len(inputs) == 2:
             pairs = zip(inputs, reversed(inputs))
@@ -245,6 +255,12 @@ class Walk:
             self.stabilisers |= shifts
             return _union(inputs) - shifts
         return _union(inputs)
+
+    def _looked_up(self, eqn, choosers: frozenset) -> frozenset:
+        """A constant of what was chosen (its position, its mask): judged when all is known that the ranks choose."""
+        marker = self._origin("lookup", eqn)
+        self.lookups[marker] = choosers
+        return frozenset((marker,))
 
     def _drop(self, taints: frozenset, kinds: set[str]) -> frozenset:
         self.selections |= {origin for origin in taints if origin.kind in ("argmax", "selection")}

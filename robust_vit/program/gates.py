@@ -25,6 +25,7 @@ COMPARISONS = {"eq", "ne", "lt", "le", "gt", "ge", "eq_to", "lt_to", "le_to"}
 NONNEGATIVE = {"abs", "exp", "exp2", "sqrt", "square", "logistic"}  # whatever the operand
 KEEPS_SIGN = {"reduce_sum", "reduce_max", "reduce_min", "cumsum", "slice", "gather", "concatenate", "stop_gradient"}
 KEEPS_RANK = {"slice", "dynamic_slice", "gather", "reduce_min", "reduce_max", "concatenate", "stop_gradient"}
+RANKS = {*COMPARISONS, "select_n", "add", "sub", "concatenate"}  # of which one operand's rank is enough
 ELEMENTWISE = {
     *NONNEGATIVE,
     *("log", "log1p", "expm1", "tanh", "erf", "rsqrt", "neg", "integer_pow", "sin", "cos"),

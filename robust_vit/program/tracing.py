@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from robust_vit.typing import Array
 
@@ -16,6 +17,25 @@ OWN = pathlib.Path(__file__).parents[1] / "models" / "parts"  # custom derivativ
 def trace(logits_fn: Callable[..., Array], images: Array | jax.ShapeDtypeStruct) -> Any:
     """Returns the closed jaxpr of `logits_fn`, freshly traced: a kept trace would hold the lines of another caller."""
     return jax.make_jaxpr(lambda x: logits_fn(x))(jax.ShapeDtypeStruct(images.shape, images.dtype))
+
+
+def trace_arguments(logits_fn: Callable[..., Any], images: Array, *more: Array) -> tuple[Any, list[Array], Any]:
+    """Traces a pytree callable with its arrays as arguments, not as constants.
+
+    Returns:
+      The closed jaxpr; the arrays that it takes, the images first; and the structure of what it returns.
+    """
+    leaves, structure = jax.tree.flatten((logits_fn, more))
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, (jax.Array, np.ndarray, np.generic, float))]
+    arrays = [images, *(leaves[i] for i in places)]
+
+    def flat(images: Array, *arguments: Array) -> Any:
+        given = dict(zip(places, arguments))
+        model, rest = jax.tree.unflatten(structure, [given.get(i, leaf) for i, leaf in enumerate(leaves)])
+        return model(images, *rest)
+
+    closed, shape = jax.make_jaxpr(flat, return_shape=True)(*arrays)
+    return closed, arrays, jax.tree.structure(shape)
 
 
 def body(eqn: Any) -> Any:

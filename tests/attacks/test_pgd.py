@@ -230,7 +230,7 @@ def test_bad_arguments_are_named(problem):
     keys, logits_fn, images, labels = problem()
     attack = attacks.pgd(epsilon=0.1)
     with pytest.raises(ValueError, match=r"keys: .*must be one typed key per example, \[4\]"):
-        attack(jax.random.key(0), logits_fn, images, labels)
+        attack(keys[:3], logits_fn, images, labels)
     with pytest.raises(ValueError, match=r"images: uint8.*must be floats in \[0,1\]"):
         attack(keys, logits_fn, (255 * images).astype(jnp.uint8), labels)
 

@@ -42,18 +42,23 @@ def honest(scan=False, **fields):
     return models.logits_fn(module(scan=scan, **fields), weights(scan))
 
 
-def inside(kind, change):
-    """A defence that changes what every module of a kind puts out, wherever it stands in the model."""
+def intercepted(wanted, change):
+    """(logits_fn, images) -> logits, where each module that is wanted puts out change(module, what it would)."""
 
     def intercept(call, arguments, keywords, context):
         out = call(*arguments, **keywords)
-        return change(out) if isinstance(context.module, kind) and context.method_name == "__call__" else out
+        return change(context.module, out) if context.method_name == "__call__" and wanted(context.module) else out
 
     def defended(logits_fn, x):
         with nn.intercept_methods(intercept):
             return logits_fn(x)
 
     return defended
+
+
+def inside(kind, change):
+    """A defence that changes what every module of a kind puts out, wherever it stands in the model."""
+    return intercepted(lambda module: isinstance(module, kind), lambda module, out: change(out))
 
 
 # --- defences; each is (logits_fn, images) -> logits --------------------------------------------------------------
@@ -64,13 +69,27 @@ def half_stopped(h):
     return jnp.concatenate([jax.lax.stop_gradient(h[..., ::2]), h[..., 1::2]], axis=-1)
 
 
-def mean_sparse(h, t=0.25):
-    """The activations near their mean become the mean: y = mu where |x - mu| < t s (MeanSparse, over the tokens)."""
-    mu, s = MEAN_SPARSE
+def between_activations(module):
+    return isinstance(module, layers.LayerNorm) or module.name in ("fc1", "qkv")
+
+
+@functools.cache
+def statistics():
+    """Mean and standard deviation of every channel there, over training images: {path: (mu [D], s [D])}."""
+    found = {}
+
+    def record(module, out):
+        found[module.path] = jnp.mean(out, (0, 1)), jnp.std(out, (0, 1))
+        return out
+
+    intercepted(between_activations, record)(honest(), jnp.asarray(digits()[0][:512]))
+    return found
+
+
+def mean_sparse(module, h, t=0.1):
+    """MeanSparse: what is near its channel's mean becomes the mean, y = mu where |x - mu| < t s."""
+    mu, s = statistics().get(module.path, (0.0, 1.0))  # paths differ in the scanned form
     return jnp.where(jnp.abs(h - mu) < t * s, mu, h)
-
-
-MEAN_SPARSE = (0.0, 1.0)  # about what LayerNorm leaves
 
 
 def winners(h, share=0.3):
@@ -139,7 +158,7 @@ def noisy(logits_fn, x):
 
 DEFENCES = {
     "half_stopped": inside(layers.Mlp, half_stopped),
-    "mean_sparse": inside(layers.LayerNorm, mean_sparse),
+    "mean_sparse": intercepted(between_activations, mean_sparse),
     "winners": inside(layers.Mlp, winners),
     "eight_levels": eight_levels,
     "bits": bits,
@@ -157,6 +176,7 @@ DEFENCES = {
 
 
 def defended(name, scan=False):
+    statistics()  # before any tracing
     return Partial(DEFENCES[name], honest(scan))
 
 

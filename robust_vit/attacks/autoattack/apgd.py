@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from robust_vit.attacks import l1_ball, losses, norms
-from robust_vit.attacks.arguments import check_choice, check_count
+from robust_vit.attacks.arguments import check_count
 from robust_vit.attacks.autoattack import protocol
 from robust_vit.attacks.autoattack.protocol import expand
 from robust_vit.attacks.autoattack.timetable import RHO, Schedule, schedule
+from robust_vit.errors import check_choice
 from robust_vit.typing import Array, Keys, LogitsFn
 
 MOMENTUM = 0.75  # the weight of the new step against the last displacement

@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from robust_vit.attacks import losses, norms
-from robust_vit.attacks.arguments import check_choice, check_count
+from robust_vit.attacks.arguments import check_count
 from robust_vit.attacks.autoattack import hyperplanes, protocol
 from robust_vit.attacks.autoattack.apgd import STOPS
 from robust_vit.attacks.autoattack.protocol import expand, flat
+from robust_vit.errors import check_choice
 from robust_vit.typing import Array, Keys, LogitsFn
 
 ALPHA_MAX = 0.1  # the largest weight of the clean image's projection

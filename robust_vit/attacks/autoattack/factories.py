@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from robust_vit.attacks.arguments import (
     as_seen,
-    check_choice,
     check_count,
     check_epsilon,
     check_inputs,
@@ -23,6 +22,7 @@ from robust_vit.attacks.autoattack.fab import fab_run
 from robust_vit.attacks.autoattack.protocol import expand, finish, misclassified
 from robust_vit.attacks.autoattack.square.search import square_run
 from robust_vit.attacks.losses import as_labels
+from robust_vit.errors import check_choice
 from robust_vit.typing import Array, Attack, Keys, LogitsFn
 
 UNTARGETED = -1  # the target of an untargeted slot
@@ -115,7 +115,7 @@ def plain(
     classes = targets
 
     def attack(keys: Keys, logits_fn: LogitsFn, images: Array, targets: Array, strength: Array | float = 1.0) -> Array:
-        check_inputs(keys, images)
+        keys = check_inputs(keys, logits_fn, images, targets, strength, stochastic)
         logits_fn, images, targets = detach((logits_fn, images, targets))
         radius = per_example(epsilon, images) * per_example(strength, images)
         labels = as_labels(targets)

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_vit import attacks
+from robust_vit.attacks.straight_through import passes
 from robust_vit.evaluation.callables import as_logits_fn
 from robust_vit.evaluation.masking import failures, findings, probes
 from robust_vit.evaluation.masking.findings import Finding
 from robust_vit.evaluation.masking.program import lint, true_gradient
+from robust_vit.program import loops
 from robust_vit.typing import Array, LogitsFn
 
 SWEEP = (0.25, 0.5, 1.0, 2.0, 4.0)  # multiples of epsilon, before the whole box
@@ -20,8 +22,9 @@ NOISE_DRAWS = 10
 DIRECTIONS = 8
 LENGTHS = (1 / 64, 1 / 8, 1 / 2)  # of finite differences, as fractions of epsilon
 FEW_POINTS = 16  # for what is evaluated outside a compiled program
+ROUNDS = 1000  # of a loop of unknown length, before it counts as one that never ends
 # Numbers that keep the draws of the probes apart.
-WALK, NOISE, DIFFERENCES, BLACK_BOX, TRANSFER = range(5)
+WALK, NOISE, DIFFERENCES, BLACK_BOX, TRANSFER, RETURNS = range(6)
 
 
 def whole_box(norm: str, images: Array) -> float:
@@ -30,10 +33,9 @@ def whole_box(norm: str, images: Array) -> float:
     return {"linf": 1.0, "l2": values**0.5, "l1": values}[norm]
 
 
-def program(points: probes.Points) -> tuple[list[Finding], float]:
-    """The static check, the gradient it may hide, and the machine epsilon of the program."""
-    logits_fn = points.logits_fn
-    shape = jax.ShapeDtypeStruct((points.batch_size, *points.images.shape[1:]), points.images.dtype)
+def program(points: probes.Sample, logits_fn: LogitsFn) -> tuple[list[Finding], float]:
+    """The static check of `logits_fn`, the gradient it may hide, and the machine epsilon of the program."""
+    shape = _shape(points)
     items = lint.check(logits_fn, shape)
     kinds = {item.kind for item in items}
     difference = None
@@ -46,7 +48,56 @@ def program(points: probes.Points) -> tuple[list[Finding], float]:
     return found, lint.precision(logits_fn, shape)
 
 
-def repeats(points: probes.Points, precision: float) -> list[Finding]:
+def ending(points: probes.Sample) -> probes.Sample:
+    """The same points, and a classifier that returns whatever its loops do."""
+    if not loops.has_while(points.logits_fn, _shape(points)):
+        return points
+    return points.against(loops.bounded(points.logits_fn, ROUNDS))
+
+
+def endless_loop(points: probes.Sample, logits_fn: LogitsFn, norm: str, epsilon: float) -> list[Finding]:
+    """Looks for images in the ball on which a loop of the classifier would not have ended.
+
+    Args:
+      points: with the classifier of `ending`.
+      logits_fn: the classifier itself.
+      norm, epsilon: of the ball.
+    """
+    if points.logits_fn is logits_fn:
+        return []
+    poisoned = attacks.straight_through(loops.bounded(logits_fn, ROUNDS, poison=True))
+    walk = jax.jit(functools.partial(probes.walk, norm=norm, loss="cross_entropy", steps=10))
+    loss = points.against(poisoned).run(walk, RETURNS, epsilon, 0.5 * epsilon, 0.0)["loss"]
+    return [findings.endless_loop(np.isnan(loss).any(axis=0), ROUNDS)]
+
+
+def _shape(points: probes.Sample) -> jax.ShapeDtypeStruct:
+    """Of a batch of images."""
+    return jax.ShapeDtypeStruct((points.batch_size, *points.images.shape[1:]), points.images.dtype)
+
+
+def with_straight_through(
+    points: probes.Sample, broken: np.ndarray, norm: str, epsilon: float, steps: int
+) -> tuple[Finding, np.ndarray]:
+    """The same walks where gradients pass what hides them; and the points that they broke, [N]."""
+    kinds = passes(points.logits_fn, _shape(points))
+    if not kinds:
+        return findings.skipped("straight_through", "the program holds nothing to pass through"), np.zeros_like(broken)
+    through = points.against(attacks.straight_through(points.logits_fn))
+    by_through = np.zeros_like(broken)
+    for loss in _losses(points):
+        walk = jax.jit(functools.partial(probes.walk, norm=norm, loss=loss, steps=steps))
+        by_through |= through.run(walk, WALK, epsilon, 0.5 * epsilon, 1.0)["wrong"].any(axis=0)
+    return failures.straight_through(kinds, broken, by_through), by_through
+
+
+def _losses(points: probes.Sample) -> tuple[str, str]:
+    """Cross-entropy, and a loss without softmax."""
+    classes = jax.eval_shape(points.logits_fn, jnp.asarray(points.images[:1])).shape[-1]
+    return "cross_entropy", "dlr" if classes > 2 else "margin"
+
+
+def repeats(points: probes.Sample, precision: float) -> list[Finding]:
     """Calls the model again, and in another order; as it is, because a compiled program would repeat itself."""
     images = jnp.asarray(points.images[:FEW_POINTS])
     first = _normalised(points.logits_fn(images))
@@ -74,16 +125,14 @@ def _flips(a: np.ndarray, b: np.ndarray) -> int:
 
 
 def first_order(
-    points: probes.Points, margin: np.ndarray, precision: float, norm: str, epsilon: float, steps: int, constant: bool
+    points: probes.Sample, margin: np.ndarray, precision: float, norm: str, epsilon: float, steps: int, constant: bool
 ) -> tuple[list[Finding], np.ndarray]:
     """What follows the gradient, and the points it broke, [N]; `constant`: every point is given the same class."""
-    classes = jax.eval_shape(points.logits_fn, jnp.asarray(points.images[:1])).shape[-1]
-    second = "dlr" if classes > 2 else "margin"
+    first, second = _losses(points)
     walks = {
-        loss: jax.jit(functools.partial(probes.walk, norm=norm, loss=loss, steps=steps))
-        for loss in ("cross_entropy", second)
+        loss: jax.jit(functools.partial(probes.walk, norm=norm, loss=loss, steps=steps)) for loss in (first, second)
     }
-    walk = walks["cross_entropy"]
+    walk = walks[first]
     ce = points.run(walk, WALK, epsilon, 0.5 * epsilon, 1.0)
     other = points.run(walks[second], WALK, epsilon, 0.5 * epsilon, 1.0)
     one = points.run(walk, WALK, epsilon, epsilon, 0.0)["wrong"][1]  # the first step of full length from the image
@@ -110,7 +159,7 @@ def first_order(
 
 
 def _gradients(
-    points: probes.Points, ce: dict[str, np.ndarray], margin: np.ndarray, precision: float, norm: str, epsilon: float
+    points: probes.Sample, ce: dict[str, np.ndarray], margin: np.ndarray, precision: float, norm: str, epsilon: float
 ) -> list[Finding]:
     """Are the gradients there, and are they those of the model?"""
     slope = points.run(
@@ -131,7 +180,7 @@ def _gradients(
     return found
 
 
-def _sweep(points: probes.Points, walk: Callable[..., Any], norm: str, epsilon: float) -> Finding:
+def _sweep(points: probes.Sample, walk: Callable[..., Any], norm: str, epsilon: float) -> Finding:
     largest = whole_box(norm, points.images)
     epsilons = [*(multiple * epsilon for multiple in SWEEP if multiple * epsilon < largest), largest]
     wrong = [points.run(walk, WALK, e, 0.5 * e, 1.0)["wrong"].any(axis=0) for e in epsilons]
@@ -139,7 +188,7 @@ def _sweep(points: probes.Points, walk: Callable[..., Any], norm: str, epsilon: 
 
 
 def without_gradient(
-    points: probes.Points,
+    points: probes.Sample,
     margin: np.ndarray,
     broken: np.ndarray,
     norm: str,

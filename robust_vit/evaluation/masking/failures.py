@@ -42,6 +42,28 @@ def weaker_attack_wins(name: str, weaker: str, wins: np.ndarray, loses: np.ndarr
     )
 
 
+def straight_through(kinds: Sequence[str], without: np.ndarray, through: np.ndarray) -> Finding:
+    """Compares the attack with itself where gradients pass what hides them (BPDA).
+
+    Args:
+      kinds: of the operations that were passed through.
+      without, through: [N] broken by the walks on the program as it is, and on its straight-through version.
+    """
+    only = np.mean(through & ~without)
+    return finding(
+        "straight_through",
+        only > ONLY and np.sum(through & ~without) >= 2,
+        f"robust accuracy {percent(1 - np.mean(without))} as it is, {percent(1 - np.mean(through | without))} with"
+        f" gradients passed through {', '.join(kinds)}",
+        f"at most {percent(ONLY)} of points fall only where gradients pass",
+        "report the accuracy under adaptive attacks: attacks.straight_through(logits_fn), evaluate"
+        " --adaptive=straight_through",
+        without=1 - np.mean(without),
+        through=1 - np.mean(through | without),
+        only=only,
+    )
+
+
 def noise(wrong: np.ndarray, attacked: np.ndarray) -> Finding:
     """Random noise of the same size must do far less than the attack.
 

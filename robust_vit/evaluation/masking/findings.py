@@ -1,6 +1,6 @@
 """What the masking report says of an attack's means: the program, its gradients, and whether predictions repeat.
 
-Each function takes what was measured and returns one `Finding` with its threshold; `attack_failures.py` holds
+Each function takes what was measured and returns one `Finding` with its threshold; `failures.py` holds
 those that look at how attacks fared.
 """
 
@@ -116,6 +116,36 @@ def finite_logits(finite: np.ndarray) -> Finding:
         f"{int(np.sum(~finite))} points have NaN or infinite logits",
         "none",
         "repair the model: an argmax of NaN is no prediction",
+        share=share,
+    )
+
+
+def probabilities(total: np.ndarray, least: np.ndarray) -> Finding:
+    """Are the outputs probabilities? A loss that takes them for logits puts a second softmax behind the first.
+
+    Args:
+      total, least: [N] sum and smallest of each image's outputs.
+    """
+    share = np.mean((np.abs(total - 1) < 1e-3) & (least >= 0))
+    return finding(
+        "probabilities_as_logits",
+        share > 0.99,
+        f"the outputs of {percent(share)} of images are at least 0 and sum to 1",
+        "logits are unbounded, and hardly any image's sum to 1",
+        "hand on the logits, before the softmax (or the logarithm of its result): gradients vanish where it saturates",
+        share=share,
+    )
+
+
+def endless_loop(lost: np.ndarray, rounds: int) -> Finding:
+    """Does a loop in the model end, on every image that an attack may show it?"""
+    share = np.mean(lost)
+    return finding(
+        "endless_loop",
+        share > 0,
+        f"at {percent(share)} of points a loop of the model still runs after {rounds} rounds, on images in the ball",
+        f"every loop ends within {rounds} rounds",
+        "a model that does not answer is not robust: bound its loops, and count what they leave open as errors",
         share=share,
     )
 

@@ -74,13 +74,15 @@ def walk(
 
 
 def look(logits_fn: LogitsFn, images: Array, labels: Array) -> Measured:
-    """One forward pass: "class", "wrong", "finite" and "margin" = z_y - max_{j != y} z_j, all [B]."""
-    logits = logits_fn(images)
+    """One forward pass: "class", "wrong", "finite", "margin" = z_y - max_{j != y} z_j, sum and least of z, all [B]."""
+    logits = losses.in_float32(logits_fn(images))
     return {
         "class": jnp.argmax(logits, axis=-1),
         "wrong": jnp.argmax(logits, axis=-1) != labels,
         "finite": jnp.all(jnp.isfinite(logits), axis=-1),
         "margin": -losses.margin(logits, labels),
+        "total": jnp.sum(logits, axis=-1),
+        "least": jnp.min(logits, axis=-1),
     }
 
 
@@ -180,8 +182,8 @@ def has_gradient(logits_fn: LogitsFn, images: Array) -> str:
     return ""
 
 
-class Points:
-    """Points in batches of one size; runs a probe over them, compiled once, and joins what it returns.
+class Sample:
+    """The points of a report, in batches of one size; runs a probe over them, compiled once, and joins what it returns.
 
     Args:
       logits_fn: the classifier.
@@ -197,10 +199,14 @@ class Points:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def at(self, rows: np.ndarray) -> "Points":
+    def against(self, logits_fn: LogitsFn) -> "Sample":
+        """The same points and draws, another classifier."""
+        return Sample(logits_fn, self.images, self.labels, self.indices, self.seed, self.batch_size)
+
+    def at(self, rows: np.ndarray) -> "Sample":
         """Some of the points."""
         chosen = self.images[rows], self.labels[rows], self.indices[rows]
-        return Points(self.logits_fn, *chosen, self.seed, self.batch_size)
+        return Sample(self.logits_fn, *chosen, self.seed, self.batch_size)
 
     def rows(self) -> list[np.ndarray]:
         """The rows of each batch, all of the same length."""

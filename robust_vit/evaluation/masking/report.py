@@ -6,7 +6,8 @@
 
 A few hundred points and about ten compiled programs: a static check of the traced program, finite differences, a PGD
 that tells its loss at every step under two losses, one step, noise, a black-box attack, optionally a transfer, and a
-sweep of epsilon that must end at 0 %. The rules and their thresholds are in `findings.py` and `attack_failures.py`.
+sweep of epsilon that must end at 0 %. Where the program holds what hides gradients, the walk is repeated through it
+(`attacks.straight_through`). The rules and their thresholds are in `findings.py` and `failures.py`.
 
 Reference: Athalye et al. 2018, https://arxiv.org/abs/1802.00420; Carlini et al. 2019, https://arxiv.org/abs/1902.06705;
   Pintor et al. 2022 (indicators of attack failure), https://arxiv.org/abs/2106.09947; the checks of AutoAttack,
@@ -113,28 +114,48 @@ def report(
       A `Report`; its `warnings` are empty for an honest model, weak or strong.
 
     Raises:
-      ValueError: for a bad argument, or if the model classifies no point correctly.
+      ValueError: for a bad argument, outputs that are no real numbers [B,K], or if no point is classified correctly.
     """
     images, labels = _checked(images, labels, norm, epsilon, batch_size, steps, queries)
     indices = np.arange(len(labels)) if indices is None else np.asarray(indices)
-    everything = probes.Points(as_logits_fn(logits_fn), images, labels, indices, seed, batch_size)
+    logits_fn = _real_logits(as_logits_fn(logits_fn), images[:batch_size])
+    everything = checks.ending(probes.Sample(logits_fn, images, labels, indices, seed, batch_size))
     clean = everything.run(jax.jit(probes.look), None)
     kept = np.flatnonzero(~clean["wrong"] & clean["finite"])
     errors.check("correct points", len(kept), len(kept) > 0, "above 0: the model is right at no point")
     points = everything.at(kept)
-    found, precision = checks.program(points)
-    found = [findings.finite_logits(clean["finite"]), *found, *checks.repeats(points, precision)]
+    found, precision = checks.program(points, logits_fn)
+    found += checks.endless_loop(points, logits_fn, norm, epsilon)
+    outputs = [findings.finite_logits(clean["finite"]), findings.probabilities(clean["total"], clean["least"])]
+    found = [*outputs, *found, *checks.repeats(points, precision)]
     trouble = probes.has_gradient(points.logits_fn, jnp.asarray(points.images[:1]))
     margin = clean["margin"][kept]
     more, broken = [findings.no_gradient(trouble)], np.zeros(len(points), bool)
     if not trouble:
         constant = len(np.unique(clean["class"])) == 1
         more, broken = checks.first_order(points, margin, precision, norm, epsilon, steps, constant)
-    found += more
+    through, by_through = checks.with_straight_through(points, broken, norm, epsilon, steps)
+    found += [*more, through]
     more, others = checks.without_gradient(points, margin, broken, norm, epsilon, steps, queries, transfer_from)
     count = len(labels)
-    robust = np.sum(~(broken | others)) / count
+    robust = np.sum(~(broken | by_through | others)) / count
     return Report((*found, *more), norm, float(epsilon), count, len(kept) / count, float(robust))
+
+
+def _real_logits(logits_fn: LogitsFn, images: np.ndarray) -> LogitsFn:
+    """Checks the shape of the logits; integers, which have no gradient, are reported on as floats."""
+    shape = jax.ShapeDtypeStruct(images.shape, images.dtype)
+    logits = jax.eval_shape(lambda f, x: f(x), logits_fn, shape)
+    kind = getattr(logits, "dtype", None)
+    told = f"{kind}{list(logits.shape)}" if kind is not None else type(logits).__name__
+    fits = kind is not None and logits.ndim == 2 and logits.shape[0] == len(images) and logits.shape[1] > 1
+    errors.check("logits", told, fits, f"real numbers [B,K], for {len(images)} images [{len(images)},K] with K above 1")
+    errors.check("logits", told, not jnp.issubdtype(kind, jnp.complexfloating), "real numbers")
+    return logits_fn if jnp.issubdtype(kind, jnp.floating) else jax.tree_util.Partial(_as_float, logits_fn)
+
+
+def _as_float(logits_fn: LogitsFn, images: Array) -> Array:
+    return logits_fn(images).astype(jnp.float32)
 
 
 def _checked(images: Array, labels: Array, norm: str, epsilon: float, *counts: int) -> tuple[np.ndarray, np.ndarray]:

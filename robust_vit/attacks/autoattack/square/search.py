@@ -18,12 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_vit.attacks import l1_ball, losses, norms
-from robust_vit.attacks.arguments import check_choice, check_count
+from robust_vit.attacks.arguments import check_count
 from robust_vit.attacks.autoattack import protocol
 from robust_vit.attacks.autoattack.protocol import expand
 from robust_vit.attacks.autoattack.square import refusals
 from robust_vit.attacks.autoattack.square.draws import EXAMPLE_DRAWS, SHARED_DRAWS, Draws, Proposal
 from robust_vit.attacks.autoattack.square.patterns import bump, bumps, sizes
+from robust_vit.errors import check_choice
 from robust_vit.typing import Array, Keys, LogitsFn
 
 P_INIT = 0.8  # the fraction at the beginning

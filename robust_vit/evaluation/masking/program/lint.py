@@ -42,6 +42,8 @@ ADVICE = {
 }
 SELECTION_NOTE = "chooses among differentiable values: the derivative is exact for the chosen, zero for the others"
 
+CALLS = ("jit", "pjit", *flow.CUSTOM)
+
 
 @dataclasses.dataclass(frozen=True)
 class Item:
@@ -137,6 +139,6 @@ def _name(origin: flow.Origin) -> str:
 def where(origin: flow.Origin) -> str:
     """The line of the caller's code. A cached inner jit (jnp.round) remembers its first caller: ask the one around."""
     eqn, around = origin.eqn, list(origin.stack)
-    while around and tracing.is_library(around[-1].params.get("jaxpr", around[-1].params.get("call_jaxpr"))):
+    while around and around[-1].primitive.name in CALLS and tracing.is_library(tracing.body(around[-1])):
         eqn = around.pop()
     return tracing.line(eqn)
