@@ -9,7 +9,7 @@ logits, maps = models.capture(model, variables, images, ["attention"])
 
 To add a model: write `models/families/my_family.py` with a Flax module whose fields have defaults and include
 `num_classes`, `image_size`, `channels`, `mean`, `std`, `dtype`, `param_dtype`, `drop_path`, `remat` and `scan`; call
-`layers.record` for "attention", "tokens" and "features"; end the file with a dict `MODELS` from names to
+`captures.record` for "attention", "tokens" and "features"; end the file with a dict `MODELS` from names to
 `functools.partial(MyFamily, field=value, ...)`; merge it below; and give it a row in `tests/models/tiny.py`. A method
 `validate(self)`, if there is one, is called by `build` and raises ValueError where the fields do not make a model.
 Name submodules as the PyTorch state dict does, and weights convert too (`weights/`).
@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from robust_vit.errors import lookup
 from robust_vit.models import ranges
 from robust_vit.models.families import cait, convnext, efficientvit, mobilevit, resnet, sparsevit, swin, vit, xcit
-from robust_vit.models.parts import layers, scanning
+from robust_vit.models.parts import captures, layers, scanning
 from robust_vit.typing import Array, LogitsFn, Variables
 
 MODELS: dict[str, functools.partial] = {
@@ -169,9 +169,9 @@ def capture(
     """
     for name in names:
         lookup("capture name", name, dict.fromkeys(CAPTURE_NAMES))
-    logits, state = module.apply(variables, images, mutable=[layers.CAPTURES], **keywords)
+    logits, state = module.apply(variables, images, mutable=[captures.COLLECTION], **keywords)
     found: dict[str, list[Array]] = {name: [] for name in names}
-    for name, value, stacked in _walk(state.get(layers.CAPTURES, {}), ()):
+    for name, value, stacked in _walk(state.get(captures.COLLECTION, {}), ()):
         if name in found:
             found[name].extend(list(value) if stacked else [value])
     return logits, found

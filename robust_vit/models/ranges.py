@@ -33,7 +33,8 @@ def validate(module: nn.Module) -> None:
             _number(field.name, value)
         elif isinstance(default, tuple) and default:
             right = isinstance(value, tuple) and all(_is_integer(one) and one > 0 for one in value)
-            check(field.name, value, right, "a list of positive integers")
+            allowed = "a list of positive integers"
+            check(field.name, value, right, allowed + ": at least 1 block a stage" * (field.name == "depths"))
     _image_size(module)
     _normalization(module)
     for name in ("dtype", "param_dtype"):

@@ -7,7 +7,7 @@ import pytest
 
 from robust_vit import models
 from robust_vit.models.families import cait
-from robust_vit.models.parts import layers, scanning
+from robust_vit.models.parts import captures, scanning
 
 FIELDS = dict(depth=2, width=16, heads=2, patch_size=4, image_size=16, num_classes=5, layer_scale=0.5)
 IMAGES = jax.random.uniform(jax.random.key(7), (2, 16, 16, 3))
@@ -41,9 +41,9 @@ def test_talking_heads_mix_before_and_after_the_softmax():
     weights = softmax(dense(p["proj_l"], scores).transpose(0, 3, 1, 2))
     mixed = dense(p["proj_w"], weights.transpose(0, 2, 3, 1))
     expected = dense(p["proj"], np.einsum("bqka,bakd->bqad", mixed, v).reshape(2, 5, 8))
-    out, state = module.apply(variables, x, mutable=[layers.CAPTURES])
+    out, state = module.apply(variables, x, mutable=[captures.COLLECTION])
     np.testing.assert_allclose(out, expected, atol=2e-5)
-    np.testing.assert_allclose(state[layers.CAPTURES]["attention"][0], weights, atol=1e-5)
+    np.testing.assert_allclose(state[captures.COLLECTION]["attention"][0], weights, atol=1e-5)
 
 
 def test_class_attention_is_the_first_row_of_self_attention():

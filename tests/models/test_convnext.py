@@ -8,7 +8,7 @@ import pytest
 from robust_vit import models
 from robust_vit.models import summary
 from robust_vit.models.families import convnext
-from robust_vit.models.parts import layers, scanning
+from robust_vit.models.parts import activations, scanning
 
 FIELDS = dict(depths=(1, 2), widths=(8, 16), layer_scale=0.5, image_size=32, num_classes=5)
 IMAGES = jax.random.uniform(jax.random.key(7), (2, 32, 32, 3))
@@ -25,7 +25,9 @@ def test_block_is_depthwise_norm_mlp_scaled():
     y = y - y.mean(-1, keepdims=True)
     y = y / np.sqrt((y * y).mean(-1, keepdims=True) + 1e-6)
     hidden = y @ np.asarray(p["mlp"]["fc1"]["kernel"], np.float64)
-    y = np.asarray(layers.gelu(jnp.asarray(hidden)), np.float64) @ np.asarray(p["mlp"]["fc2"]["kernel"], np.float64)
+    y = np.asarray(activations.gelu(jnp.asarray(hidden)), np.float64) @ np.asarray(
+        p["mlp"]["fc2"]["kernel"], np.float64
+    )
     np.testing.assert_allclose(block.apply(variables, x), x + 0.7 * y, atol=1e-5)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from robust_vit.models.parts import convolution, layers
+from robust_vit.models.parts import activations, convolution, initializers, layers
 
 RNG = np.random.default_rng(0)
 
@@ -36,28 +36,28 @@ def test_gelu_and_its_derivatives():
     x = np.linspace(-6, 6, 41)
     density = np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
     points = jnp.asarray(x, jnp.float32)
-    np.testing.assert_allclose(layers.gelu(points), x * phi(x), atol=1e-6)
-    slope = jax.vmap(jax.grad(layers.gelu))
+    np.testing.assert_allclose(activations.gelu(points), x * phi(x), atol=1e-6)
+    slope = jax.vmap(jax.grad(activations.gelu))
     np.testing.assert_allclose(slope(points), phi(x) + x * density, atol=1e-6)
-    curvature = jax.vmap(jax.grad(jax.grad(layers.gelu)))
+    curvature = jax.vmap(jax.grad(jax.grad(activations.gelu)))
     np.testing.assert_allclose(curvature(points), (2 - x * x) * density, atol=1e-6)
-    assert layers.gelu(points.astype(jnp.bfloat16)).dtype == jnp.bfloat16
+    assert activations.gelu(points.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
 def test_hardswish():
-    np.testing.assert_allclose(layers.hardswish(jnp.array([-4.0, -1.0, 0.0, 1.0, 4.0])), [0, -1 / 3, 0, 2 / 3, 4])
+    np.testing.assert_allclose(activations.hardswish(jnp.array([-4.0, -1.0, 0.0, 1.0, 4.0])), [0, -1 / 3, 0, 2 / 3, 4])
 
 
 def test_trunc_normal_cuts_at_two_absolute():
-    draw = layers.trunc_normal(0.02)(jax.random.key(0), (200, 200))
+    draw = initializers.trunc_normal(0.02)(jax.random.key(0), (200, 200))
     assert draw.std() == pytest.approx(0.02, rel=0.02)
     assert jnp.abs(draw).max() > 0.06  # three sigma: jax's own initialiser stops at two
-    wide = layers.trunc_normal(1.5)(jax.random.key(1), (200, 200))
+    wide = initializers.trunc_normal(1.5)(jax.random.key(1), (200, 200))
     assert 1.9 < jnp.abs(wide).max() <= 2
 
 
 def test_torch_default_is_uniform_in_one_over_root_fan_in():
-    kernel = layers.torch_default(jax.random.key(0), (3, 3, 16, 64))
+    kernel = initializers.torch_default(jax.random.key(0), (3, 3, 16, 64))
     assert 0.98 / 12 < jnp.abs(kernel).max() <= 1 / 12
     bias = layers.Conv(256, 3).init(jax.random.key(1), jnp.zeros((1, 4, 4, 4)))["params"]["bias"]
     assert 0.9 / 6 < jnp.abs(bias).max() <= 1 / 6

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from robust_vit import models
-from robust_vit.models.families import sparsevit, swin
+from robust_vit.models.families import sparsevit
+from robust_vit.models.parts import windowing
 
 FIELDS = dict(depths=(4, 1), width=8, heads=(2, 2), patch_size=1, window_size=4, image_size=16, num_classes=5)
 IMAGES = jax.random.uniform(jax.random.key(7), (2, 16, 16, 3))
@@ -70,7 +71,7 @@ def test_dropped_windows_pass_unchanged(variables):
     _, captured = jax.jit(lambda v, x: models.capture(module, v, x, ["tokens"]))(variables, IMAGES)
     before, after = captured["tokens"][1:3]  # an unshifted block
     order = np.asarray(sparsevit.rank(before, (4, 4), (0, 0)))
-    changed = np.abs(np.asarray(swin.partition(after - before, (4, 4)))).max((2, 3)) > 0
+    changed = np.abs(np.asarray(windowing.partition(after - before, (4, 4)))).max((2, 3)) > 0
     for image in range(2):
         assert changed[image, order[image, :8]].all() and not changed[image, order[image, 8:]].any()
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from robust_vit import models
 from robust_vit.models.families import swin
-from robust_vit.models.parts import scanning
+from robust_vit.models.parts import scanning, windowing
 
 FIELDS = dict(
     depths=(3, 1), width=8, heads=(2, 2), patch_size=2, window_size=4, image_size=16, num_classes=5, mlp_ratio=2.0
@@ -22,9 +22,9 @@ IMAGES = jax.random.uniform(jax.random.key(7), (2, 16, 16, 3))
 def test_windows_and_shifts_of_the_published_models():
     module = models.build("swin_tiny_patch4_window7_224")
     assert module.grids == [(56, 56), (28, 28), (14, 14), (7, 7)]
-    found = [swin.window_and_shift(grid, 7) for grid in module.grids]
+    found = [windowing.window_and_shift(grid, 7) for grid in module.grids]
     assert found == [((7, 7), (3, 3))] * 3 + [((7, 7), (0, 0))]
-    assert swin.window_and_shift((4, 10), 7) == ((4, 7), (0, 3))  # direction by direction
+    assert windowing.window_and_shift((4, 10), 7) == ((4, 7), (0, 3))  # direction by direction
 
 
 @settings(max_examples=8, deadline=None)
@@ -32,10 +32,10 @@ def test_windows_and_shifts_of_the_published_models():
 def test_partition_and_its_inverse(rows, columns, height, width):
     grid, window = (rows * height, columns * width), (height, width)
     x = np.arange(2 * grid[0] * grid[1] * 3).reshape(2, *grid, 3)
-    windows = np.asarray(swin.partition(jnp.asarray(x), window))
+    windows = np.asarray(windowing.partition(jnp.asarray(x), window))
     assert windows.shape == (2, rows * columns, height * width, 3)
     np.testing.assert_array_equal(windows[1, -1].reshape(height, width, 3), x[1, -height:, -width:])
-    np.testing.assert_array_equal(swin.unpartition(jnp.asarray(windows), window, grid), x)
+    np.testing.assert_array_equal(windowing.unpartition(jnp.asarray(windows), window, grid), x)
 
 
 @settings(max_examples=8, deadline=None)
@@ -43,10 +43,10 @@ def test_partition_and_its_inverse(rows, columns, height, width):
 def test_the_mask_parts_tokens_that_the_shift_brought_together(rows, columns, height, width):
     grid, window = (rows * height, columns * width), (height, width)
     shift = (height // 2, width // 2 if columns > 1 else 0)
-    mask = swin.shift_mask(grid, window, shift)
+    mask = windowing.shift_mask(grid, window, shift)
     place = np.stack(np.meshgrid(*map(np.arange, grid), indexing="ij"), -1)
     rolled = np.roll(place, (-shift[0], -shift[1]), (0, 1))[None]
-    windows = np.asarray(swin.partition(jnp.asarray(rolled), window))[0]  # [W,N,2] where each token came from
+    windows = np.asarray(windowing.partition(jnp.asarray(rolled), window))[0]  # [W,N,2] where each token came from
     distance = np.abs(windows[:, :, None] - windows[:, None, :])
     together = (distance < np.array(window)).all(-1)  # tokens of one region are less than a window apart
     np.testing.assert_array_equal(mask, np.where(together, 0, -100))

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from robust_vit.errors import check
-from robust_vit.models.parts import attention, layers, scanning
+from robust_vit.models.parts import attention, captures, initializers, layers, scanning
 from robust_vit.typing import Array
 
 EPSILON = 1e-6  # of every layer norm
@@ -30,7 +30,7 @@ class HeadMixer(nn.Module):
     @nn.compact
     def __call__(self, maps: Array) -> Array:
         b, heads, q, k = maps.shape
-        kernel = self.param("kernel", layers.trunc_normal(0.02), (heads, heads), self.param_dtype)  # [in,out]
+        kernel = self.param("kernel", initializers.trunc_normal(0.02), (heads, heads), self.param_dtype)  # [in,out]
         bias = self.param("bias", nn.initializers.zeros, (heads,), self.param_dtype)
         dtype = layers.wide(self.dtype)
         mixed = kernel.T.astype(dtype) @ maps.astype(dtype).reshape(b, heads, q * k)
@@ -56,7 +56,7 @@ class TalkingHeadsAttention(nn.Module):
         scale = q.shape[-1] ** -0.5
         scores = jnp.einsum("baqd,bakd->baqk", q * scale, k, preferred_element_type=layers.wide(self.dtype))
         weights = jax.nn.softmax(HeadMixer(name="proj_l", **policy)(scores), axis=-1)
-        layers.record(self, "attention", weights)
+        captures.record(self, "attention", weights)
         weights = HeadMixer(name="proj_w", **policy)(weights).astype(v.dtype)
         out = attention.merge_heads(jnp.einsum("baqk,bakd->baqd", weights, v))
         return layers.Dense(x.shape[-1], name="proj", **policy)(out)
@@ -106,7 +106,7 @@ class Block(nn.Module):
         branch = layers.LayerNorm(EPSILON, name="norm2", **policy)(x)
         branch = layers.Mlp(int(x.shape[-1] * self.mlp_ratio), name="mlp", **policy)(branch)
         x = x + layers.DropPath(name="drop_path2")(branch * layers.by_channel(gamma_2, branch), rate, train)
-        layers.record(self, "tokens", x)
+        captures.record(self, "tokens", x)
         return x
 
 
@@ -134,7 +134,7 @@ class ClassBlock(nn.Module):
         branch = layers.LayerNorm(EPSILON, name="norm2", **policy)(token)
         branch = layers.Mlp(int(token.shape[-1] * self.mlp_ratio), name="mlp", **policy)(branch)
         token = token + branch * layers.by_channel(gamma_2, branch)
-        layers.record(self, "tokens", token)
+        captures.record(self, "tokens", token)
         return token
 
 
@@ -206,7 +206,7 @@ class CaiT(nn.Module):
         x = layers.normalize(images, self.mean, self.std, self.dtype)
         x = PatchEmbed(self.width, self.patch_size, name="patch_embed", **policy)(x)
         x = x.reshape(images.shape[0], -1, self.width)  # [B,N,D]
-        embedding = self.param("pos_embed", layers.trunc_normal(0.02), (1, *x.shape[1:]), self.param_dtype)
+        embedding = self.param("pos_embed", initializers.trunc_normal(0.02), (1, *x.shape[1:]), self.param_dtype)
         x = x + embedding.astype(x.dtype)
         sizes = (self.heads, self.mlp_ratio, self.qkv_bias, self.layer_scale)
         x = scanning.apply_blocks(
@@ -219,12 +219,12 @@ class CaiT(nn.Module):
             scan=self.scan,
             remat=self.remat,
         )
-        token = self.param("cls_token", layers.trunc_normal(0.02), (1, 1, self.width), self.param_dtype)
+        token = self.param("cls_token", initializers.trunc_normal(0.02), (1, 1, self.width), self.param_dtype)
         token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, self.width))
         for i in range(self.class_depth):
             token = ClassBlock(*sizes, self.attention, name=f"blocks_token_only_{i}", **policy)(token, x)
         features = layers.LayerNorm(EPSILON, name="norm", **policy)(token)[:, 0]
-        layers.record(self, "features", features)
+        captures.record(self, "features", features)
         return layers.Head(self.num_classes, name="head", **policy)(features)
 
 

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_vit.errors import check, lookup
-from robust_vit.models.parts import layers, scanning
+from robust_vit.models.parts import activations, captures, initializers, layers, scanning
 from robust_vit.typing import Array
 
 EPSILON = 1e-6  # of every layer norm
 STEMS = ("patch", "conv")
-INIT = dict(kernel_init=layers.trunc_normal(0.02), bias_init=nn.initializers.zeros)
+INIT = dict(kernel_init=initializers.trunc_normal(0.02), bias_init=nn.initializers.zeros)
 
 
 class Block(nn.Module):
@@ -40,7 +40,7 @@ class Block(nn.Module):
         branch = layers.Mlp(int(width * self.mlp_ratio), name="mlp", **policy)(branch)
         gamma = self.param("gamma", nn.initializers.constant(self.layer_scale), (width,), self.param_dtype)
         x = x + layers.DropPath(name="drop_path")(branch * layers.by_channel(gamma, branch), rate, train)
-        layers.record(self, "tokens", x)
+        captures.record(self, "tokens", x)
         return x
 
 
@@ -56,7 +56,7 @@ class ConvStem(nn.Module):
         policy = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         for i, width in enumerate((self.features // 2, self.features)):
             x = layers.Conv(width, 3, stride=2, name=f"stem_{3 * i}", **policy)(x)
-            x = layers.gelu(layers.LayerNorm(EPSILON, name=f"stem_{3 * i + 1}", **policy)(x))
+            x = activations.gelu(layers.LayerNorm(EPSILON, name=f"stem_{3 * i + 1}", **policy)(x))
         return x
 
 
@@ -158,7 +158,7 @@ class ConvNeXt(nn.Module):
             stage = Stage(block, depth, width, i > 0, self.scan, self.remat, name=f"stages_{i}", **policy)
             x = stage(x, rates and tuple(rates[first[i] : first[i + 1]]), train)
         features, logits = PooledHead(self.num_classes, name="head", **policy)(x)
-        layers.record(self, "features", features)
+        captures.record(self, "features", features)
         return logits
 
     def _stem(self, x: Array) -> Array:

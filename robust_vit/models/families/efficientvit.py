@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from robust_vit.errors import check
-from robust_vit.models.parts import layers
+from robust_vit.models.parts import activations, captures, initializers, layers
 from robust_vit.typing import Array
 
 ATTENTION_EPSILON = 1e-5  # timm's, and its weights'; the first release had 1e-15
@@ -60,7 +60,7 @@ class DSConv(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         conv = functools.partial(ConvNormAct, dtype=self.dtype, param_dtype=self.param_dtype)
-        x = conv(x.shape[-1], 3, depthwise=True, activation=layers.hardswish, name="depth_conv")(x, train)
+        x = conv(x.shape[-1], 3, depthwise=True, activation=activations.hardswish, name="depth_conv")(x, train)
         return conv(self.features, name="point_conv")(x, train)
 
 
@@ -78,7 +78,7 @@ class MBConv(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         hidden = round(x.shape[-1] * self.expansion)
         conv = functools.partial(ConvNormAct, dtype=self.dtype, param_dtype=self.param_dtype)
-        inner = dict(use_bias=self.fewer_norm, norm=not self.fewer_norm, activation=layers.hardswish)
+        inner = dict(use_bias=self.fewer_norm, norm=not self.fewer_norm, activation=activations.hardswish)
         x = conv(hidden, name="inverted_conv", **inner)(x, train)
         x = conv(hidden, 3, self.stride, depthwise=True, name="depth_conv", **inner)(x, train)
         return conv(self.features, name="point_conv")(x, train)
@@ -125,8 +125,8 @@ class LiteMLA(nn.Module):
         far = layers.Conv(width, 1, groups=3 * heads, use_bias=False, name="aggreg_0_1", **policy)(far)
         parts = jnp.concatenate([near, far], -1).reshape(b, h * w, 2 * heads, 3, self.head_dim)
         q, k, v = parts.transpose(3, 0, 2, 1, 4)  # [B,2A,N,d] each
-        if layers.recording(self):
-            layers.record(self, "attention", attention_map(q, k))
+        if captures.recording(self):
+            captures.record(self, "attention", attention_map(q, k))
         out = linear_attention(q, k, v).astype(self.dtype).swapaxes(1, 2).reshape(b, h, w, -1)
         return ConvNormAct(c, name="proj", **policy)(out, train)
 
@@ -173,7 +173,7 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         policy = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        conv = ConvNormAct(self.features, 3, self.stride, activation=layers.hardswish, name="in_conv", **policy)
+        conv = ConvNormAct(self.features, 3, self.stride, activation=activations.hardswish, name="in_conv", **policy)
         x = conv(x, train)
         for i in range(self.depth):
             x = Residual(functools.partial(DSConv, self.features, **policy), name=f"res{i}")(x, train)
@@ -209,7 +209,7 @@ class Stage(nn.Module):
                 return module(x, train)
 
             x = (nn.remat(step) if self.remat else step)(block(name=f"blocks_{i}"), x)
-            layers.record(self, "tokens", x)
+            captures.record(self, "tokens", x)
         return x
 
 
@@ -224,13 +224,13 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, Array]:
         policy = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        x = ConvNormAct(self.widths[0], activation=layers.hardswish, name="in_conv", **policy)(x, train)
+        x = ConvNormAct(self.widths[0], activation=activations.hardswish, name="in_conv", **policy)(x, train)
         x = x.astype(layers.wide(self.dtype)).mean((1, 2)).astype(self.dtype)
         x = layers.Dense(
-            self.widths[1], use_bias=False, kernel_init=layers.torch_default, name="classifier_0", **policy
+            self.widths[1], use_bias=False, kernel_init=initializers.torch_default, name="classifier_0", **policy
         )(x)
-        features = layers.hardswish(layers.LayerNorm(1e-5, name="classifier_1", **policy)(x))
-        head = layers.Head(self.num_classes, layers.torch_default, name="classifier_4", **policy)
+        features = activations.hardswish(layers.LayerNorm(1e-5, name="classifier_1", **policy)(x))
+        head = layers.Head(self.num_classes, initializers.torch_default, name="classifier_4", **policy)
         return features, head(features)
 
 
@@ -302,7 +302,7 @@ class EfficientViT(nn.Module):
                 **policy,
             )(x, train)
         features, logits = Head(self.num_classes, self.head_widths, name="head", **policy)(x, train)
-        layers.record(self, "features", features)
+        captures.record(self, "features", features)
         return logits
 
 

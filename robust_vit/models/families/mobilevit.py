@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from robust_vit.errors import check, lookup
 from robust_vit.models.families.swin import PooledHead
-from robust_vit.models.parts import attention, layers, scanning
+from robust_vit.models.parts import attention, captures, layers, scanning
 from robust_vit.typing import Array
 
 EPSILON = 1e-5  # of layer norms
@@ -146,7 +146,7 @@ class TransformerBlock(nn.Module):
         hidden = int(x.shape[-1] * self.mlp_ratio)
         branch = layers.Mlp(hidden, jax.nn.silu, DENSE_INIT, name="mlp", **policy)(branch)
         x = x + layers.DropPath(name="drop_path2")(branch, rate, train)
-        layers.record(self, "tokens", x)
+        captures.record(self, "tokens", x)
         return x
 
 
@@ -257,7 +257,7 @@ class MobileViT(nn.Module):
             x = (nn.remat(step) if self.remat else step)(block(name=name), x)
         x = ConvNormAct(self.head_width, name="final_conv", **policy)(x, train)
         features, logits = PooledHead(self.num_classes, DENSE_INIT, name="head", **policy)(x)
-        layers.record(self, "features", features)
+        captures.record(self, "features", features)
         return logits
 
     def _blocks(self, policy: dict[str, Any]) -> Sequence[tuple[str, functools.partial]]:

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_vit.errors import check, lookup
-from robust_vit.models.parts import layers
+from robust_vit.models.parts import activations, captures, initializers, layers
 from robust_vit.typing import Array
 
-ACTIVATIONS = {"relu": jax.nn.relu, "gelu": layers.gelu}
+ACTIVATIONS = {"relu": jax.nn.relu, "gelu": activations.gelu}
 STEMS = ("strided", "plain")
 EXPANSION = 4  # output channels of a bottleneck over its inner width
 KAIMING = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -50,7 +50,7 @@ class Bottleneck(nn.Module):
             x = conv(EXPANSION * self.width, 1, self.stride, name="downsample_0")(x)
             x = layers.BatchNorm(name="downsample_1", **policy)(x, train)
         x = activation(x + layers.DropPath(name="drop_path")(branch, rate, train))
-        layers.record(self, "tokens", x)
+        captures.record(self, "tokens", x)
         return x
 
 
@@ -114,8 +114,8 @@ class ResNet(nn.Module):
                 block = Bottleneck(width, stride, self.activation, name=f"layer{i + 1}_{j}", **policy)
                 x = (nn.remat(step) if self.remat else step)(block, x)
         features = x.astype(layers.wide(self.dtype)).mean((1, 2))
-        layers.record(self, "features", features)
-        return layers.Head(self.num_classes, layers.torch_default, name="fc", **policy)(features)
+        captures.record(self, "features", features)
+        return layers.Head(self.num_classes, initializers.torch_default, name="fc", **policy)(features)
 
     def _stem(self, x: Array, train: bool) -> Array:
         policy = dict(dtype=self.dtype, param_dtype=self.param_dtype)

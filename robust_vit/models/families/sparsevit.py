@@ -27,7 +27,7 @@ from jax import lax
 
 from robust_vit.errors import check
 from robust_vit.models.families import swin
-from robust_vit.models.parts import layers
+from robust_vit.models.parts import captures, layers, windowing
 from robust_vit.typing import Array
 
 LEVELS = tuple(i / 10 for i in range(9))  # the pruning ratios that adaptation draws from
@@ -58,7 +58,7 @@ def rank(x: Array, window: tuple[int, int], shift: tuple[int, int]) -> Array:
     """
     x = lax.stop_gradient(x)
     tokens = jnp.abs(x.astype(layers.wide(x.dtype))).mean(-1, keepdims=True)
-    scores = jnp.sqrt(jnp.square(swin.partition(swin.roll(tokens, shift), window)).sum((2, 3)))  # [B,W]
+    scores = jnp.sqrt(jnp.square(windowing.partition(windowing.roll(tokens, shift), window)).sum((2, 3)))  # [B,W]
     return jnp.argsort(-scores, axis=-1, stable=True)
 
 
@@ -69,7 +69,7 @@ def keep_tokens(
     selected = jnp.argsort(order, axis=-1) < count  # the inverse permutation is each window's rank
     b, w = selected.shape
     windows = jnp.broadcast_to(selected[:, :, None, None], (b, w, window[0] * window[1], 1))
-    return swin.roll(swin.unpartition(windows, window, grid), tuple(-side for side in shift))[..., 0]
+    return windowing.roll(windowing.unpartition(windows, window, grid), tuple(-side for side in shift))[..., 0]
 
 
 def sample_keep(key: Array, depths: Sequence[int], windows: Sequence[int]) -> tuple[Array, ...]:
@@ -120,20 +120,20 @@ class GatheredBlock(nn.Module):
           [B,h,w,C].
         """
         grid = x.shape[1:3]
-        window, shift = swin.window_and_shift(grid, self.window_size)
+        window, shift = windowing.window_and_shift(grid, self.window_size)
         shift = shift if shifted else (0, 0)
-        mask = jnp.asarray(swin.shift_mask(grid, window, shift))[order] if any(shift) else None  # [B,k,N,N]
-        windows = swin.partition(swin.roll(x, shift), window)  # [B,W,N,C]
+        mask = jnp.asarray(windowing.shift_mask(grid, window, shift))[order] if any(shift) else None  # [B,k,N,N]
+        windows = windowing.partition(windowing.roll(x, shift), window)  # [B,W,N,C]
         changed = self._run(jnp.take_along_axis(windows, order[:, :, None, None], 1), mask, window, rate, train)
         windows = windows.at[jnp.arange(x.shape[0])[:, None], order].set(changed)
-        x = swin.roll(swin.unpartition(windows, window, grid), tuple(-side for side in shift))
-        layers.record(self, "tokens", x)
+        x = windowing.roll(windowing.unpartition(windows, window, grid), tuple(-side for side in shift))
+        captures.record(self, "tokens", x)
         return x
 
     def _run(self, x: Array, mask: Array | None, window: tuple[int, int], rate: Array | None, train: bool) -> Array:
         policy = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         branch = layers.LayerNorm(swin.EPSILON, name="norm1", **policy)(x)
-        attention = swin.WindowAttention(self.heads, window, self.qkv_bias, self.attention, name="attn", **policy)
+        attention = windowing.WindowAttention(self.heads, window, self.qkv_bias, self.attention, name="attn", **policy)
         x = x + layers.DropPath(name="drop_path1")(attention(branch, mask), rate, train)
         branch = layers.LayerNorm(swin.EPSILON, name="norm2", **policy)(x)
         branch = layers.Mlp(int(x.shape[-1] * self.mlp_ratio), name="mlp", **policy)(branch)
@@ -178,7 +178,7 @@ class SparseStage(nn.Module):
         return (nn.remat(step) if self.remat else step)(kind(name=f"blocks_{i}"), x, *extras)
 
     def _partition(self, x: Array, shifted: bool) -> tuple[tuple[int, int], tuple[int, int]]:
-        window, shift = swin.window_and_shift(x.shape[1:3], self.block.keywords["window_size"])
+        window, shift = windowing.window_and_shift(x.shape[1:3], self.block.keywords["window_size"])
         return window, shift if shifted else (0, 0)
 
     def _gathered(self, x: Array, rates: Sequence[float | None], train: bool) -> Array:
@@ -233,7 +233,7 @@ class SparseSwin(swin.Swin):
     @property
     def windows(self) -> list[int]:
         """Number of windows of each stage."""
-        return [count_windows(grid, swin.window_and_shift(grid, self.window_size)[0]) for grid in self.grids]
+        return [count_windows(grid, windowing.window_and_shift(grid, self.window_size)[0]) for grid in self.grids]
 
     @nn.nowrap
     def validate(self) -> None:
@@ -241,7 +241,7 @@ class SparseSwin(swin.Swin):
         super().validate()
         check("scan", self.scan, not self.scan, "False: the blocks of SparseViT keep different numbers of windows")
         for grid in self.grids:
-            window, _ = swin.window_and_shift(grid, self.window_size)
+            window, _ = windowing.window_and_shift(grid, self.window_size)
             divides = grid[0] % window[0] == 0 and grid[1] % window[1] == 0
             check("window_size", self.window_size, divides, f"a divisor of every stage's grid, here {grid}")
         if self.ratios is None:

@@ -15,121 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_vit.errors import check, lookup
-from robust_vit.models.parts import attention, layers, positions
+from robust_vit.models.parts import attention, captures, initializers, layers, windowing
 from robust_vit.typing import Array
 
 EPSILON = 1e-5  # of every layer norm
-
-
-# Windows --------------------------------------------------------------------------------------------------------------
-
-
-def window_and_shift(grid: tuple[int, int], window_size: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """timm's rule: per direction, a grid no larger than the window is one window, and is not shifted.
-
-    Args:
-      grid: (h, w) tokens.
-      window_size: tokens along a side of the wanted window.
-
-    Returns:
-      The window (h, w), and the shift (h, w) of odd blocks.
-    """
-    window = tuple(min(side, window_size) for side in grid)
-    shift = tuple(0 if side <= window_size else window_size // 2 for side in grid)
-    return window, shift
-
-
-def partition(x: Array, window: tuple[int, int]) -> Array:
-    """[B,h,w,C] -> [B,W,N,C]: W windows of N tokens, both row-major; the window must divide the grid."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h // window[0], window[0], w // window[1], window[1], c).swapaxes(2, 3)
-    return x.reshape(b, -1, window[0] * window[1], c)
-
-
-def unpartition(windows: Array, window: tuple[int, int], grid: tuple[int, int]) -> Array:
-    """[B,W,N,C] -> [B,h,w,C]: the inverse of `partition`."""
-    b, *_, c = windows.shape
-    x = windows.reshape(b, grid[0] // window[0], grid[1] // window[1], *window, c).swapaxes(2, 3)
-    return x.reshape(b, *grid, c)
-
-
-@functools.lru_cache(maxsize=64)
-def shift_mask(grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]) -> np.ndarray:
-    """What keeps apart the tokens that only the cyclic shift brought into one window.
-
-    Args:
-      grid: (h, w) tokens, divisible by the window.
-      window, shift: (h, w).
-
-    Returns:
-      [W,N,N] float32, to be added to the scores: 0 for tokens of one region, else -100 (as in the released code, and
-      not minus infinity).
-    """
-    region = np.zeros(grid, np.int32)
-    for axis, (w, s) in enumerate(zip(window, shift, strict=True)):
-        place = np.zeros(grid[axis], np.int32)
-        place[-w:] = 1
-        place[grid[axis] - s :] = 2
-        region = 3 * region + (place[:, None] if axis == 0 else place[None, :])
-    h, w = grid
-    windows = region.reshape(h // window[0], window[0], w // window[1], window[1]).swapaxes(1, 2)
-    windows = windows.reshape(-1, window[0] * window[1])
-    return np.where(windows[:, :, None] == windows[:, None, :], 0.0, -100.0).astype(np.float32)
-
-
-def roll(x: Array, shift: tuple[Any, Any]) -> Array:
-    """Rolls the grid of [B,h,w,C] towards the origin; `shift` may be traced."""
-    if all(isinstance(side, int) and side == 0 for side in shift):
-        return x
-    return jnp.roll(x, (-shift[0], -shift[1]), (1, 2))
-
-
-# Modules --------------------------------------------------------------------------------------------------------------
-
-
-class WindowAttention(nn.Module):
-    """Multi-head attention inside every window, with a learned bias for the relative place of two tokens.
-
-    Records "attention" as [B, W*heads, N, N], the heads of the first window first.
-    """
-
-    heads: int
-    window: tuple[int, int]
-    qkv_bias: bool = True
-    implementation: str = "einsum"
-    dtype: Any = jnp.float32
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, windows: Array, mask: Array | None = None) -> Array:
-        """Args:
-          windows: [B,W,N,C].
-          mask: [W,N,N] or [B,W,N,N], added to the scores; or None.
-
-        Returns:
-          [B,W,N,C].
-        """
-        policy = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        b, w, n, c = windows.shape
-        rows = (2 * self.window[0] - 1) * (2 * self.window[1] - 1)
-        table = self.param(
-            "relative_position_bias_table", layers.trunc_normal(0.02), (rows, self.heads), self.param_dtype
-        )
-        bias = table[positions.relative_index(self.window)].transpose(2, 0, 1)  # [A,N,N]
-        if mask is not None:
-            mask = mask.astype(bias.dtype)[..., None, :, :]  # [(B,)W,1,N,N]
-            bias = bias.reshape((1,) * (mask.ndim - 3) + bias.shape) + mask
-        batch = b if bias.ndim == 5 else 1
-        bias = jnp.broadcast_to(bias, (batch, w, self.heads, n, n)).reshape(batch, w * self.heads, n, n)
-
-        qkv = layers.Dense(3 * c, use_bias=self.qkv_bias, name="qkv", **policy)(windows)
-        q, k, v = (
-            part.reshape(b, w * self.heads, n, -1)
-            for part in attention.split_heads(qkv.reshape(b * w, n, 3 * c), 3, self.heads)
-        )
-        out = attention.attend(self, q, k, v, bias, self.implementation)
-        out = attention.merge_heads(out.reshape(b * w, self.heads, n, -1)).reshape(b, w, n, c)
-        return layers.Dense(c, name="proj", **policy)(out)
 
 
 class Block(nn.Module):
@@ -171,25 +60,25 @@ class Block(nn.Module):
         x = x + layers.DropPath(name="drop_path2")(branch, rate, train)
         if keep is not None:
             x = jnp.where(keep[..., None], x, before)
-        layers.record(self, "tokens", x)
+        captures.record(self, "tokens", x)
         return x
 
     def _attend(self, x: Array, shifted: bool | Array, policy: dict[str, Any]) -> Array:
         grid = x.shape[1:3]
-        window, shift = window_and_shift(grid, self.window_size)
+        window, shift = windowing.window_and_shift(grid, self.window_size)
         mask = None
         if any(shift) and shifted is not False:
             padded = tuple(side + -side % w for side, w in zip(grid, window, strict=True))
-            mask = jnp.asarray(shift_mask(padded, window, shift)) * shifted
+            mask = jnp.asarray(windowing.shift_mask(padded, window, shift)) * shifted
             shift = tuple(side * shifted for side in shift)
         else:
             shift = (0, 0)
-        x = roll(x, shift)
+        x = windowing.roll(x, shift)
         x = jnp.pad(x, ((0, 0), (0, -grid[0] % window[0]), (0, -grid[1] % window[1]), (0, 0)))
         padded = x.shape[1:3]
-        module = WindowAttention(self.heads, window, self.qkv_bias, self.attention, name="attn", **policy)
-        x = unpartition(module(partition(x, window), mask), window, padded)
-        return roll(x[:, : grid[0], : grid[1]], tuple(-side for side in shift))
+        module = windowing.WindowAttention(self.heads, window, self.qkv_bias, self.attention, name="attn", **policy)
+        x = windowing.unpartition(module(windowing.partition(x, window), mask), window, padded)
+        return windowing.roll(x[:, : grid[0], : grid[1]], tuple(-side for side in shift))
 
 
 class PatchMerging(nn.Module):
@@ -242,7 +131,7 @@ class Stage(nn.Module):
             step = nn.remat(step, prevent_cse=False)  # the loop keeps XLA from undoing the recomputation
         scanned = nn.scan(
             step,
-            variable_axes={"params": 0, layers.CAPTURES: 0},
+            variable_axes={"params": 0, captures.COLLECTION: 0},
             split_rngs={"params": True, "dropout": True},
             length=self.depth,
         )
@@ -281,7 +170,7 @@ class PooledHead(nn.Module):
     """Mean over the grid, then the classifier: [B,h,w,C] -> features [B,C] and logits [B,K]."""
 
     num_classes: int
-    kernel_init: Any = layers.trunc_normal(0.02)
+    kernel_init: Any = initializers.trunc_normal(0.02)
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
@@ -391,7 +280,7 @@ class Swin(nn.Module):
     def _classify(self, x: Array) -> Array:
         x = layers.LayerNorm(EPSILON, name="norm", **self._policy)(x)
         features, logits = PooledHead(self.num_classes, name="head", **self._policy)(x)
-        layers.record(self, "features", features)
+        captures.record(self, "features", features)
         return logits
 
 

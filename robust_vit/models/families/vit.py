@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from robust_vit.errors import check, lookup
-from robust_vit.models.parts import attention, layers, positions, scanning
+from robust_vit.models.parts import activations, attention, captures, initializers, layers, positions, scanning
 from robust_vit.typing import Array
 
 POOLINGS = ("token", "mean")
@@ -46,7 +46,7 @@ class Block(nn.Module):
             bias = positions.RelativeBias(tuple(grid), self.heads, prefix, self.param_dtype, name="rel_pos")()
 
         branch = layers.LayerNorm(self.norm_epsilon, name="norm1", **policy)(x)
-        dense = policy | dict(kernel_init=layers.INITS[self.initializer])
+        dense = policy | dict(kernel_init=initializers.INITS[self.initializer])
         branch = attention.Attention(self.heads, self.qkv_bias, self.attention, name="attn", **dense)(branch, bias)
         if self.layer_scale is not None:
             branch = layers.LayerScale(self.layer_scale, name="ls1", **policy)(branch)
@@ -57,7 +57,7 @@ class Block(nn.Module):
         if self.layer_scale is not None:
             branch = layers.LayerScale(self.layer_scale, name="ls2", **policy)(branch)
         x = x + layers.DropPath(name="drop_path2")(branch, rate, train)
-        layers.record(self, "tokens", x)
+        captures.record(self, "tokens", x)
         return x
 
 
@@ -74,7 +74,7 @@ class ConvStem(nn.Module):
         policy = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         for i in range(4):
             x = layers.Conv(self.stem_width * 2**i, 3, stride=2, name=f"stem_{3 * i}", **policy)(x)
-            x = layers.gelu(layers.LayerNorm(1e-6, name=f"stem_{3 * i + 1}", **policy)(x))
+            x = activations.gelu(layers.LayerNorm(1e-6, name=f"stem_{3 * i + 1}", **policy)(x))
         return layers.Conv(self.features, 1, name="stem_12", **policy)(x)
 
 
@@ -162,7 +162,7 @@ class ViT(nn.Module):
         lookup("positions", self.positions, dict.fromkeys(POSITIONS))
         lookup("stem", self.stem, dict.fromkeys(STEMS))
         lookup("attention", self.attention, attention.IMPLEMENTATIONS)
-        lookup("initializer", self.initializer, layers.INITS)
+        lookup("initializer", self.initializer, initializers.INITS)
         check("width", self.width, self.width % self.heads == 0, f"divisible by heads = {self.heads}")
         size = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,) * 2
         divides = self.patch_size > 0 and not any(side % self.patch_size for side in size)
@@ -201,16 +201,20 @@ class ViT(nn.Module):
         """[B,N,D] -> [B,prefix+N,D]: class token, distillation token, patches."""
         tokens = []
         if self.prefix > int(self.distilled):
-            tokens.append(self.param("cls_token", layers.trunc_normal(1e-6), (1, 1, self.width), self.param_dtype))
+            tokens.append(
+                self.param("cls_token", initializers.trunc_normal(1e-6), (1, 1, self.width), self.param_dtype)
+            )
         if self.distilled:
-            tokens.append(self.param("dist_token", layers.trunc_normal(0.02), (1, 1, self.width), self.param_dtype))
+            tokens.append(
+                self.param("dist_token", initializers.trunc_normal(0.02), (1, 1, self.width), self.param_dtype)
+            )
         tokens = [jnp.broadcast_to(t.astype(x.dtype), (x.shape[0], 1, self.width)) for t in tokens]
         return jnp.concatenate([*tokens, x], 1) if tokens else x
 
     def _add_positions(self, x: Array) -> Array:
         n = x.shape[1]
         if self.positions == "learned":
-            embedding = self.param("pos_embed", layers.trunc_normal(0.02), (1, n, self.width), self.param_dtype)
+            embedding = self.param("pos_embed", initializers.trunc_normal(0.02), (1, n, self.width), self.param_dtype)
             return x + embedding.astype(x.dtype)
         if self.positions == "sinusoidal":
             return x + jnp.asarray(positions.sinusoidal(n, self.width), x.dtype)
@@ -219,14 +223,14 @@ class ViT(nn.Module):
     def _classify(self, x: Array) -> Array:
         """[B,prefix+N,D] -> logits [B,K]. The norm is per token, so only the tokens that are read are normalised."""
         policy = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        dense = policy | dict(kernel_init=layers.INITS[self.initializer])
+        dense = policy | dict(kernel_init=initializers.INITS[self.initializer])
         if self.pooling == "mean":
             x = x[:, self.prefix :].astype(layers.wide(self.dtype)).mean(1).astype(self.dtype)
             features = layers.LayerNorm(self.norm_epsilon, name="fc_norm", **policy)(x)
-            layers.record(self, "features", features)
+            captures.record(self, "features", features)
             return layers.Head(self.num_classes, name="head", **dense)(features)
         x = layers.LayerNorm(self.norm_epsilon, name="norm", **policy)(x[:, : self.prefix])
-        layers.record(self, "features", x[:, 0])
+        captures.record(self, "features", x[:, 0])
         logits = layers.Head(self.num_classes, name="head", **dense)(x[:, 0])
         if self.distilled:
             logits = (logits + layers.Head(self.num_classes, name="head_dist", **dense)(x[:, 1])) / 2

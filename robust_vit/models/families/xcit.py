@@ -19,7 +19,7 @@ from jax import lax
 
 from robust_vit.errors import check
 from robust_vit.models.families import cait
-from robust_vit.models.parts import layers, positions, scanning
+from robust_vit.models.parts import activations, captures, initializers, layers, positions, scanning
 from robust_vit.typing import Array
 
 EPSILON = 1e-6  # of every layer norm
@@ -47,7 +47,7 @@ class ConvPatchEmbed(nn.Module):
             x = layers.Conv(width, 3, stride, use_bias=False, name=f"proj_{2 * i}_0", **policy)(x)
             x = layers.BatchNorm(name=f"proj_{2 * i}_1", **policy)(x, train)
             if i < self.depth - 1:
-                x = layers.gelu(x)
+                x = activations.gelu(x)
         return x
 
 
@@ -91,7 +91,7 @@ class XCA(nn.Module):
         qkv = layers.Dense(3 * width, use_bias=self.qkv_bias, name="qkv", **policy)(x)
         qkv = qkv.reshape(x.shape[0], -1, 3, self.heads, width // self.heads)  # [B,N,3,A,d]
         out, weights = cross_covariance(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], temperature)
-        layers.record(self, "attention", weights)
+        captures.record(self, "attention", weights)
         return layers.Dense(width, name="proj", **policy)(out.reshape(x.shape))
 
 
@@ -105,7 +105,7 @@ class LPI(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         policy = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         conv = functools.partial(layers.Conv, x.shape[-1], 3, groups=x.shape[-1], **policy)
-        x = layers.gelu(conv(name="conv1")(x))
+        x = activations.gelu(conv(name="conv1")(x))
         x = layers.BatchNorm(name="bn", **policy)(x, train)
         return conv(name="conv2")(x)
 
@@ -137,7 +137,7 @@ class Block(nn.Module):
         x = add(x, LPI(name="local_mp", **policy)(branch, train), 3)
         branch = layers.LayerNorm(EPSILON, name="norm2", **policy)(x)
         x = add(x, layers.Mlp(int(x.shape[-1] * self.mlp_ratio), name="mlp", **policy)(branch), 2)
-        layers.record(self, "tokens", x)
+        captures.record(self, "tokens", x)
         return x
 
 
@@ -173,8 +173,8 @@ class ClassBlock(nn.Module):
         token = norm2(token)
         token = token + gamma2 * layers.Mlp(int(token.shape[-1] * self.mlp_ratio), name="mlp", **policy)(token)
         patches = 2 * (norm2(patches) if self.tokens_norm else patches)
-        if layers.recording(self):
-            layers.record(self, "tokens", jnp.concatenate([token, patches], 1))
+        if captures.recording(self):
+            captures.record(self, "tokens", jnp.concatenate([token, patches], 1))
         return token, patches
 
 
@@ -254,13 +254,13 @@ class XCiT(nn.Module):
             remat=self.remat,
         )
         patches = x.reshape(x.shape[0], -1, self.width)  # [B,N,D]
-        token = self.param("cls_token", layers.trunc_normal(0.02), (1, 1, self.width), self.param_dtype)
+        token = self.param("cls_token", initializers.trunc_normal(0.02), (1, 1, self.width), self.param_dtype)
         token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, self.width))
         for i in range(self.class_depth):
             block = ClassBlock(*sizes, self.tokens_norm, self.attention, name=f"cls_attn_blocks_{i}", **policy)
             token, patches = block(token, patches)
         features = layers.LayerNorm(EPSILON, name="norm", **policy)(token)[:, 0]
-        layers.record(self, "features", features)
+        captures.record(self, "features", features)
         return layers.Head(self.num_classes, name="head", **policy)(features)
 
 

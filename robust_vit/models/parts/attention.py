@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from robust_vit.models.parts import layers
+from robust_vit.models.parts import captures, initializers, layers
 from robust_vit.typing import Array
 
 
@@ -121,11 +121,11 @@ def attend(
     Returns:
       [B,A,Q,d].
     """
-    if layers.recording(module):
+    if captures.recording(module):
         implementation = "einsum"  # the fused forms never hold the map
     out, attention = IMPLEMENTATIONS[implementation](q, k, v, bias)
     if attention is not None:
-        layers.record(module, "attention", attention)
+        captures.record(module, "attention", attention)
     return out
 
 
@@ -148,7 +148,7 @@ class Attention(nn.Module):
     heads: int
     qkv_bias: bool = True
     implementation: str = "einsum"
-    kernel_init: Callable[..., Array] = layers.trunc_normal(0.02)
+    kernel_init: Callable[..., Array] = initializers.trunc_normal(0.02)
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 

@@ -8,7 +8,6 @@ and logits are computed in `wide(dtype)`, at least float32. Nothing is hard-code
 `dtype=param_dtype=float64` under `jax_enable_x64` a model runs in float64 throughout.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,102 +16,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from robust_vit.models.parts import convolution
+from robust_vit.models.parts import activations, convolution, initializers
 from robust_vit.typing import Array
-
-CAPTURES = "captures"  # the collection that `record` writes into and `models.capture` reads
 
 
 def wide(dtype: Any) -> Any:
     """Returns `dtype`, but at least float32: what statistics, softmax and logits are computed in."""
     return jnp.promote_types(dtype, jnp.float32)
-
-
-def record(module: nn.Module, name: str, value: Array) -> None:
-    """Hands an intermediate value to `models.capture`; costs nothing when nobody asked.
-
-    Args:
-      module: the module that computed it (its path tells the blocks apart).
-      name: "attention" [B,A,Q,K], "tokens" (output of a block) or "features" (input of the head).
-      value: the array.
-    """
-    if recording(module):
-        module.sow(CAPTURES, name, value)
-
-
-def recording(module: nn.Module) -> bool:
-    """Whether somebody asked for captures: lets a fused attention fall back to the form that has a map to show."""
-    return module.is_mutable_collection(CAPTURES) and not module.is_initializing()
-
-
-# Initialisers ---------------------------------------------------------------------------------------------------------
-
-
-def trunc_normal(std: float = 0.02) -> Callable[..., Array]:
-    """timm's `trunc_normal_`: a normal cut at -2 and 2 ABSOLUTE, so plain N(0, std) for the usual small `std`.
-
-    `jax.nn.initializers.truncated_normal` cuts at two standard deviations, which is another distribution.
-    """
-
-    def init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-        if std < 0.3:  # the cut lies beyond 6.6 sigma; inverting the distribution function there would yield +-2 itself
-            return std * jax.random.normal(key, shape, dtype)
-        return std * jax.random.truncated_normal(key, -2 / std, 2 / std, shape, dtype)
-
-    return init
-
-
-def torch_uniform(fan_in: int) -> Callable[..., Array]:
-    """PyTorch's default for weights and biases of convolutions and linear layers: U(+-1/sqrt(fan_in))."""
-    bound = fan_in**-0.5
-
-    def init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
-
-
-def torch_default(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-    """PyTorch's default for a kernel [..., in, out]: U(+-1/sqrt(fan_in)) with the fan-in read off the shape."""
-    fan_in = 1
-    for size in shape[:-1]:
-        fan_in *= size
-    return torch_uniform(fan_in)(key, shape, dtype)
-
-
-# How dense kernels begin. "timm" is what ImageNet-sized widths were tuned with; at width 64 it leaves
-# every branch near zero for the first epochs, and "lecun", N(0, 1/fan_in), learns at once.
-INITS = {"timm": trunc_normal(0.02), "lecun": nn.initializers.lecun_normal()}
-
-
-# Activations ----------------------------------------------------------------------------------------------------------
-
-
-@jax.custom_jvp
-def gelu(x: Array) -> Array:
-    """The exact GELU, x Phi(x) = 0.5 x (1 + erf(x / sqrt 2)): what timm's weights were trained with.
-
-    `jax.nn.gelu` defaults to the tanh form (another function), and its exact form goes through erfc, 3x slower on CPU.
-    """
-    return 0.5 * x * (1 + lax.erf(x * 2**-0.5))
-
-
-@gelu.defjvp
-def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    # Phi(x) + x phi(x) as one array to keep for the backward pass; left to itself, autodiff keeps four, and the input
-    # gradient of a small ViT takes 1.16 times as long
-    (x,), (dx,) = primals, tangents
-    cdf = 0.5 * (1 + lax.erf(x * 2**-0.5))
-    pdf = jnp.exp(-0.5 * x * x) * (2 * math.pi) ** -0.5
-    return x * cdf, dx * (cdf + x * pdf)
-
-
-def hardswish(x: Array) -> Array:
-    """x relu6(x + 3) / 6."""
-    return x * jnp.clip(x + 3, 0, 6) / 6
-
-
-# Parametrised layers --------------------------------------------------------------------------------------------------
 
 
 def by_channel(values: Any, like: Array) -> Array:
@@ -142,7 +52,7 @@ class Dense(nn.Module):
 
     features: int
     use_bias: bool = True
-    kernel_init: Callable[..., Array] = trunc_normal(0.02)
+    kernel_init: Callable[..., Array] = initializers.trunc_normal(0.02)
     bias_init: Callable[..., Array] = nn.initializers.zeros
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -163,7 +73,7 @@ class Head(nn.Module):
     """
 
     num_classes: int
-    kernel_init: Callable[..., Array] = trunc_normal(0.02)
+    kernel_init: Callable[..., Array] = initializers.trunc_normal(0.02)
     use_bias: bool = True
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -191,7 +101,7 @@ class Patchify(nn.Module):
     features: int
     patch_size: int
     use_bias: bool = True
-    kernel_init: Callable[..., Array] = torch_default
+    kernel_init: Callable[..., Array] = initializers.torch_default
     bias_init: Callable[..., Array] | None = None  # None: PyTorch's default
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -207,7 +117,7 @@ class Patchify(nn.Module):
             -1, self.features
         )
         if self.use_bias:
-            bias_init = self.bias_init or torch_uniform(p * p * c)
+            bias_init = self.bias_init or initializers.torch_uniform(p * p * c)
             y = y + by_channel(self.param("bias", bias_init, (self.features,), self.param_dtype), y)
         return y.reshape(b, h, w, self.features)
 
@@ -225,7 +135,7 @@ class Conv(nn.Module):
     groups: int = 1
     padding: int | None = None  # pixels on each side; None: kernel_size // 2
     use_bias: bool = True
-    kernel_init: Callable[..., Array] = torch_default
+    kernel_init: Callable[..., Array] = initializers.torch_default
     bias_init: Callable[..., Array] | None = None  # None: PyTorch's default
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
@@ -237,7 +147,7 @@ class Conv(nn.Module):
         padding = k // 2 if self.padding is None else self.padding
         y = convolution.conv(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, padding, self.groups)
         if self.use_bias:
-            bias_init = self.bias_init or torch_uniform(k * k * fan_in)
+            bias_init = self.bias_init or initializers.torch_uniform(k * k * fan_in)
             y = y + by_channel(self.param("bias", bias_init, (self.features,), self.param_dtype), y)
         return y
 
@@ -302,8 +212,8 @@ class Mlp(nn.Module):
     """fc2(activation(fc1(x))); `hidden` is the inner width."""
 
     hidden: int
-    activation: Callable[[Array], Array] = gelu
-    kernel_init: Callable[..., Array] = trunc_normal(0.02)
+    activation: Callable[[Array], Array] = activations.gelu
+    kernel_init: Callable[..., Array] = initializers.trunc_normal(0.02)
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 

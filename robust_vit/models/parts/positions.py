@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from robust_vit.models.parts import layers
+from robust_vit.models.parts import initializers, layers
 from robust_vit.typing import Array
 
 
@@ -107,7 +107,7 @@ class RelativeBias(nn.Module):
     def __call__(self) -> Array:
         rows = (2 * self.grid[0] - 1) * (2 * self.grid[1] - 1) + (3 if self.prefix else 0)
         table = self.param(
-            "relative_position_bias_table", layers.trunc_normal(0.02), (rows, self.heads), self.param_dtype
+            "relative_position_bias_table", initializers.trunc_normal(0.02), (rows, self.heads), self.param_dtype
         )
         return table[relative_index(tuple(self.grid), self.prefix)].transpose(2, 0, 1)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from robust_vit.models import image_shape
 from robust_vit.models.families import swin
-from robust_vit.models.parts import forms, layers, positions
+from robust_vit.models.parts import forms, layers, positions, windowing
 from robust_vit.models.weights import timm_names
 
 RESIZE = ("", "antialias", "plain")
@@ -90,5 +90,5 @@ def _window(module: nn.Module, path: tuple[str, ...]) -> tuple[tuple[int, int], 
     """(h, w) tokens that a relative-bias table of the model is for, and whether it has rows for prefix tokens."""
     if isinstance(module, swin.Swin):
         stage = next(int(key.rpartition("_")[2]) for key in path if key.startswith("layers_"))
-        return swin.window_and_shift(module.grids[stage], module.window_size)[0], False
+        return windowing.window_and_shift(module.grids[stage], module.window_size)[0], False
     return module.grid, module.prefix > 0
