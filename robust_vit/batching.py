@@ -6,7 +6,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from robust_vit.config import ConfigDict
 from robust_vit.errors import check
 from robust_vit.evaluation import fingerprint
 from robust_vit.typing import Array
@@ -31,7 +30,7 @@ def in_batches(function: Callable[..., Array], size: int, shared: tuple[Any, ...
     return jnp.concatenate(found)[:count]
 
 
-def of(data: Any, config: ConfigDict | None, batch_size: int | None, limit: int | None) -> Any:
+def of(data: Any, config: Any, batch_size: int | None, limit: int | None) -> Any:
     """Masked batches of examples, re-iterable.
 
     Args:
