@@ -47,7 +47,7 @@ def write(context: Context, result: Any) -> pathlib.Path | None:
     if result.examples != POINTS[dataset]:
         author["footnote"] = f"Evaluated on {result.examples} points; the leaderboard's are {POINTS[dataset]}."
     form = leaderboard.entry(result, dataset=dataset, **author)
-    return leaderboard.write_entry(context.workdir / FOLDER, model, context.norm, form)
+    return leaderboard.write_entry(pathlib.Path(context.workdir) / FOLDER, model, context.norm, form)
 
 
 def _dataset(context: Context) -> str:
