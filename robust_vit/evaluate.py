@@ -212,14 +212,18 @@ def context_of(subject: Subject, batches: Iterable[dict], source: Any) -> suites
         workdir=pathlib.Path(_WORKDIR.value) if _WORKDIR.value else None,
         class_names=catalogue.class_names(source),
         num_classes=source.num_classes,
-        dataset="imagenet"
-        if _ROBUSTBENCH_LIST.value
-        else _DATA.value or config_lib.plain(config.data.options).get("dataset", config.data.name),
+        dataset="imagenet" if _ROBUSTBENCH_LIST.value else data_name(config),
         transfer_from=None if _TRANSFER_FROM.value is None else load(_TRANSFER_FROM.value),
         adaptive=_ADAPTIVE.value,
         options=suites.read_options(_OPTION.value),
         say=_say,
     )
+
+
+def data_name(config: config_lib.ConfigDict) -> str:
+    """Which data these are, in one word, as --data says it: `tfds:cifar10`."""
+    texts = [value for value in config_lib.plain(config.data.options).values() if isinstance(value, str)]
+    return _DATA.value or ":".join([config.data.name, *texts])
 
 
 def examples(config: config_lib.ConfigDict) -> tuple[Any, Any]:

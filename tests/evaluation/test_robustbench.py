@@ -163,6 +163,9 @@ def test_an_entry_is_written_beside_the_result_where_an_id_is_given(result, tmp_
     form = json.loads(written.read_text())
     assert form["authors"] == "A. Author" and form["autoattack_acc"] == "50.00" and "4 points" in form["footnote"]
     assert leaderboard.write(context, dataclasses.replace(result, version="quick")) is None
+    named = {"tfds:cifar10:3.0.2": "cifar10", "tfds:imagenet2012": "imagenet", "huggingface:x/cifar-100": "cifar100"}
+    for data, dataset in named.items():
+        assert leaderboard.write(dataclasses.replace(context, dataset=data), result).parent.parent.name == dataset
     with pytest.raises(ValueError, match="autoattack_version = 'plus': must be 'standard'"):
         leaderboard.check(context, "plus")
     with pytest.raises(

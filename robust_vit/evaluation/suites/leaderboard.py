@@ -6,6 +6,7 @@ What only the author of a model knows is left empty unless it is given.
 """
 
 import pathlib
+import re
 from typing import Any
 
 from robust_vit import errors
@@ -15,6 +16,7 @@ from robust_vit.evaluation.suites import options
 from robust_vit.evaluation.suites.context import Context
 
 FOLDER = "robustbench"
+ALIASES = {"imagenet2012": "imagenet", "imagenet1k": "imagenet"}  # of TFDS and Hugging Face
 
 OPTIONS = {
     "robustbench_id": options.text(f"Writes {FOLDER}/<dataset>/<threat>/<id>.json, the leaderboard's form."),
@@ -51,9 +53,10 @@ def write(context: Context, result: Any) -> pathlib.Path | None:
 
 
 def _dataset(context: Context) -> str:
-    """`tfds:cifar10`, `hf:uoft-cs/cifar-10`: what follows the last mark, without dashes."""
-    name = str(context.dataset or "").replace(":", "/").rstrip("/").split("/")[-1].replace("-", "").lower()
-    name = context.options.get("robustbench_dataset", name)
+    """`tfds:cifar10:3.0.2`, `huggingface:uoft-cs/cifar-10`: the word that is a leaderboard's, or the option."""
+    words = re.split(r"[:/]", str(context.dataset or "").replace("-", "").lower())
+    found = next((ALIASES.get(word, word) for word in words if ALIASES.get(word, word) in POINTS), words[-1])
+    name = context.options.get("robustbench_dataset", found)
     allowed = f"given as one of {', '.join(POINTS)}, as the data ({context.dataset}) do not tell"
     errors.check("option robustbench_dataset", name, name in POINTS, allowed)
     return name
