@@ -8,8 +8,10 @@ scanned (as `robust_vit.evaluate` does) or, with `--unrolled`, not. Prints a lin
 """
 
 import argparse
+import importlib.util
 import os
 import re
+import sys
 import time
 from typing import Any
 
@@ -43,17 +45,25 @@ def main() -> None:
     parser.add_argument("--attacks", default="apgd-t,fab-t,square")
     parser.add_argument("--unrolled", action="store_true")
     options = parser.parse_args()
-    mesh = mesh_of(options.topology)
-    module = models.build(options.model)
+    if importlib.util.find_spec("libtpu") is None:
+        sys.exit("error: libtpu is not installed, which compiles for TPUs (none is needed): pip install libtpu")
+    try:
+        parts = [ensembles.part(name) for name in options.attacks.split(",")]
+        module = models.build(options.model)
+        mesh = mesh_of(options.topology)
+    except (ValueError, RuntimeError) as error:
+        sys.exit(f"error: {str(error).splitlines()[0]}")
     variables = summary.shapes(module)
     if not options.unrolled:
         scanned, _ = forms.scanned(module, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables))
         module, variables = scanned, summary.shapes(scanned)
-    for attack in options.attacks.split(","):
-        found = compiled(attack, module, variables, mesh, options.tile)
+    for part in parts:
+        found = compiled(part, module, variables, mesh, options.tile)
         collectives = sorted(set(COLLECTIVES.findall(found.pop("text")))) or "no"
         said = ", ".join(f"{name} {value:.1f}" for name, value in found.items())
-        print(f"{options.model} {attack} on {options.topology}, tile {options.tile}: {said}, {collectives} collectives")
+        print(
+            f"{options.model} {part.name} on {options.topology}, tile {options.tile}: {said}, {collectives} collectives"
+        )
 
 
 def mesh_of(topology: str) -> Mesh:
@@ -62,10 +72,10 @@ def mesh_of(topology: str) -> Mesh:
     return topologies.make_mesh(chips, (len(chips.devices),), (parallel.DATA,))
 
 
-def compiled(attack: str, module: Any, variables: Any, mesh: Mesh, slots: int) -> dict[str, Any]:
+def compiled(part: ensembles.Part, module: Any, variables: Any, mesh: Mesh, slots: int) -> dict[str, Any]:
     """Seconds to trace and to compile an attack's steps, GiB at the peak on one chip, and the program's text."""
     whole, split = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(parallel.DATA)))
-    run = runs.build(ensembles.part(attack), "linf", classes=module.num_classes)
+    run = runs.build(part, "linf", classes=module.num_classes)
     logits_fn, size = models.logits_fn(module, variables), models.image_shape(module)
     state = jax.eval_shape(lambda: tile.empty(run, logits_fn, slots, size))
     count = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)

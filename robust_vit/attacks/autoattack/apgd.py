@@ -19,12 +19,11 @@ from robust_vit.attacks import l1_ball, losses, norms
 from robust_vit.attacks.arguments import check_count
 from robust_vit.attacks.autoattack import protocol
 from robust_vit.attacks.autoattack.protocol import expand
-from robust_vit.attacks.autoattack.timetable import RHO, Schedule, schedule
+from robust_vit.attacks.autoattack.timetable import RHO, Timetable, timetable
 from robust_vit.errors import check_choice
 from robust_vit.typing import Array, Keys, LogitsFn
 
 MOMENTUM = 0.75  # the weight of the new step against the last displacement
-STOPS = ("broken", "never")
 
 # (logits [B,K], labels [B], target classes [B]) -> [B], maximised
 LOSSES: dict[str, Callable[[Array, Array, Array], Array]] = {
@@ -88,7 +87,7 @@ class APGD:
     @property
     def ticks(self) -> int:
         """How many ticks finish any slot."""
-        return len(self._schedule.start)
+        return len(self._timetable.start)
 
     @property
     def cost(self) -> protocol.Cost:
@@ -96,8 +95,8 @@ class APGD:
         return protocol.Cost(forwards=0, gradients=self.eot)
 
     @property
-    def _schedule(self) -> Schedule:
-        return schedule(self.norm, self.steps, self.large_radii, self.rho)
+    def _timetable(self) -> Timetable:
+        return timetable(self.norm, self.steps, self.large_radii, self.rho)
 
     def start(
         self,
@@ -160,7 +159,7 @@ class APGD:
 
     def tick(self, logits_fn: LogitsFn, s: APGDState) -> APGDState:
         """Judges the current point of every slot and moves on."""
-        now = jax.tree.map(lambda column: jnp.asarray(column)[s.tick], self._schedule)
+        now = jax.tree.map(lambda column: jnp.asarray(column)[s.tick], self._timetable)
         loss, logits, gradient = self._evaluate(logits_fn, s)
         s = self._record(s, now, loss, logits, gradient)
         s, back = self._control(s, now)
@@ -179,7 +178,7 @@ class APGD:
         if self.norm != "l1":
             size = protocol.length(noise, self.norm) + norms.TINY
             return norms.box(images + expand(epsilon, images) * (noise / expand(size, images)))
-        return norms.box(l1_ball.project(images, images + noise, epsilon * self._schedule.radius[0]))
+        return norms.box(l1_ball.project(images, images + noise, epsilon * self._timetable.radius[0]))
 
     def _evaluate(self, logits_fn: LogitsFn, s: APGDState) -> tuple[Array, Array, Array]:
         """Returns loss [B] and logits [B,K] of the last draw, and the gradient averaged over all draws."""
@@ -213,7 +212,7 @@ class APGD:
     def _draw_keys(self, s: APGDState, draw: Array) -> Keys:
         return protocol.folded_keys(s.key, s.implementation, s.tick * self.eot + draw + 1)
 
-    def _record(self, s: APGDState, now: Schedule, loss: Array, logits: Array, gradient: Array) -> APGDState:
+    def _record(self, s: APGDState, now: Timetable, loss: Array, logits: Array, gradient: Array) -> APGDState:
         """Keeps what the evaluation found: a success, a new best point, whether the loss rose."""
         wrong = protocol.misclassified(logits, s.labels) & now.final
         better = now.start | (loss > s.best_loss)
@@ -230,7 +229,7 @@ class APGD:
             non_finite=s.non_finite | ~jnp.isfinite(loss) | ~jnp.isfinite(gradient).all(axis=norms.PIXELS),
         )
 
-    def _control(self, s: APGDState, now: Schedule) -> tuple[APGDState, Array]:
+    def _control(self, s: APGDState, now: Timetable) -> tuple[APGDState, Array]:
         """Sets the step size; returns the state and which slots [B] go back to their best point."""
         if self.norm == "l1":
             return self._control_l1(s, now)
@@ -247,7 +246,7 @@ class APGD:
         )
         return s, halve
 
-    def _control_l1(self, s: APGDState, now: Schedule) -> tuple[APGDState, Array]:
+    def _control_l1(self, s: APGDState, now: Timetable) -> tuple[APGDState, Array]:
         """In l1 the sparsity of the best perturbation sets how many coordinates move, and the step size with it."""
         n = s.images[0].size
         longest = s.epsilon * now.radius
@@ -263,7 +262,7 @@ class APGD:
         )
         return s, sparser
 
-    def _move(self, s: APGDState, now: Schedule, point: Array, gradient: Array) -> Array:
+    def _move(self, s: APGDState, now: Timetable, point: Array, gradient: Array) -> Array:
         """Returns the next point to evaluate."""
         step_size, radius = expand(s.step_size, point), s.epsilon * now.radius
         if self.norm == "l1":
@@ -273,7 +272,7 @@ class APGD:
         momentum = (point - s.previous) * (1.0 - weight)
         return _project(point + (step - point) * weight + momentum, s.images, radius, self.norm)
 
-    def _move_l1(self, s: APGDState, now: Schedule, point: Array, radius: Array) -> Array:
+    def _move_l1(self, s: APGDState, now: Timetable, point: Array, radius: Array) -> Array:
         """Projects a step; a new stage starts from the best point instead, projected to its own radius.
 
         Sums are formed as the reference forms them: coordinates that go back to zero keep a rounding residue, and it
@@ -348,7 +347,7 @@ def apgd_run(
     check_choice("loss", loss, LOSSES)
     if untargeted_loss is not None:
         check_choice("untargeted_loss", untargeted_loss, LOSSES)
-    check_choice("stop", stop, STOPS)
+    check_choice("stop", stop, protocol.STOPS)
     check_count("steps", steps)
     check_count("eot", eot)
     if large_radii and norm != "l1":

@@ -64,7 +64,7 @@ class PGD:
     ) -> PGDState:
         """Fresh slots at uniform points of the ball; nothing is evaluated yet."""
         del logits_fn, targets, restart
-        noise = 2.0 * norms.draw(keys, images, jax.random.uniform) - 1.0
+        noise = protocol.uniform_noise(keys, images)
         current = norms.box(images + protocol.expand(epsilon, images) * noise)
         none = jnp.zeros(len(labels), bool)
         anchor = jnp.full_like(images, jnp.inf)  # met by no iterate

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from robust_vit.attacks import losses, norms
 from robust_vit.attacks.arguments import check_count
 from robust_vit.attacks.autoattack import hyperplanes, protocol
-from robust_vit.attacks.autoattack.apgd import STOPS
 from robust_vit.attacks.autoattack.protocol import expand, flat
 from robust_vit.errors import check_choice
 from robust_vit.typing import Array, Keys, LogitsFn
@@ -223,6 +222,6 @@ def fab_run(
       ValueError: for a setting out of range.
     """
     check_choice("norm", norm, norms.BALLS)
-    check_choice("stop", stop, STOPS)
+    check_choice("stop", stop, protocol.STOPS)
     check_count("steps", steps)
     return FAB(norm, steps, targeted, stop, alpha_max, eta, beta, draws or protocol.noise(norm))

@@ -14,12 +14,12 @@ from robust_vit.attacks.arguments import (
     check_epsilon,
     check_inputs,
     detach,
+    finish,
     per_example,
 )
-from robust_vit.attacks.arguments import finish as returned
 from robust_vit.attacks.autoattack.apgd import apgd_run
 from robust_vit.attacks.autoattack.fab import fab_run
-from robust_vit.attacks.autoattack.protocol import expand, finish, misclassified
+from robust_vit.attacks.autoattack.protocol import complete, expand, misclassified
 from robust_vit.attacks.autoattack.square.search import square_run
 from robust_vit.attacks.losses import as_labels
 from robust_vit.errors import check_choice
@@ -29,7 +29,7 @@ UNTARGETED = -1  # the target of an untargeted slot
 KEEP = ("success", "loss")
 
 
-class Plan(NamedTuple):
+class Turns(NamedTuple):
     """What `in_turn` runs: target classes [T,B], restarts per target, which examples [B] to attack, what to keep."""
 
     classes: Array
@@ -38,8 +38,8 @@ class Plan(NamedTuple):
     keep: str
 
 
-def plan(logits: Array, labels: Array, targets: int, restarts: int, keep: str) -> Plan:
-    """Plans the runs from the clean logits [B,K].
+def turns(logits: Array, labels: Array, targets: int, restarts: int, keep: str) -> Turns:
+    """The runs, from the clean logits [B,K].
 
     Args:
       logits: [B,K] of the clean images.
@@ -55,13 +55,13 @@ def plan(logits: Array, labels: Array, targets: int, restarts: int, keep: str) -
     else:
         order = jnp.full((1, batch), UNTARGETED)
     standing = ~misclassified(logits, labels) if keep == "success" else jnp.ones((batch,), bool)
-    return Plan(order.astype(jnp.int32), restarts, standing, keep)
+    return Turns(order.astype(jnp.int32), restarts, standing, keep)
 
 
 def in_turn(
-    run: Any, keys: Keys, logits_fn: LogitsFn, images: Array, labels: Array, epsilon: Array, plan: Plan
+    run: Any, keys: Keys, logits_fn: LogitsFn, images: Array, labels: Array, epsilon: Array, turns: Turns
 ) -> Array:
-    """Runs an attack once per planned (target, restart), each from the clean image, on the examples that still stand.
+    """Runs an attack once per (target, restart), each from the clean image, on the examples that still stand.
 
     Args:
       run: an `APGD`, `FAB` or `Square` (`protocol`).
@@ -70,20 +70,20 @@ def in_turn(
       images: [B,H,W,C] float32.
       labels: [B] int.
       epsilon: [B] radii.
-      plan: what to run (`plan`).
+      turns: what to run (`turns`).
 
     Returns:
-      [B,H,W,C]: for plan.keep "success" the adversarial image found first, the clean image where there is none or
+      [B,H,W,C]: for turns.keep "success" the adversarial image found first, the clean image where there is none or
       where it is misclassified already; for "loss" the point of highest loss over all runs.
     """
 
     def one(carry: tuple[Array, Array, Array], i: Array):
         adversarial, standing, best_loss = carry
-        target = plan.classes[i // plan.restarts]
-        state = run.start(_folded(keys, i), logits_fn, images, labels, target, epsilon, restart=i % plan.restarts)
+        target = turns.classes[i // turns.restarts]
+        state = run.start(_folded(keys, i), logits_fn, images, labels, target, epsilon, restart=i % turns.restarts)
         state = state.replace(done=state.done | ~standing)
-        state = finish(lambda s: run.tick(logits_fn, s), state)
-        if plan.keep == "loss":
+        state = complete(lambda s: run.tick(logits_fn, s), state)
+        if turns.keep == "loss":
             won = state.best_loss > best_loss
             return (
                 jnp.where(expand(won, images), state.best, adversarial),
@@ -93,8 +93,8 @@ def in_turn(
         won = standing & state.broken
         return (jnp.where(expand(won, images), state.adversarial, adversarial), standing & ~won, best_loss), None
 
-    start = (images, plan.standing, jnp.where(plan.standing, -jnp.inf, 0.0))
-    (adversarial, _, _), _ = jax.lax.scan(one, start, jnp.arange(plan.classes.shape[0] * plan.restarts))
+    start = (images, turns.standing, jnp.where(turns.standing, -jnp.inf, 0.0))
+    (adversarial, _, _), _ = jax.lax.scan(one, start, jnp.arange(turns.classes.shape[0] * turns.restarts))
     return adversarial
 
 
@@ -121,9 +121,9 @@ def plain(
         labels = as_labels(targets)
         model = functools.partial(_seen, logits_fn, images)
         more = (_folded(keys, jnp.int32(-1)),) if stochastic else ()
-        todo = plan(model(images, *more), labels, classes, restarts, keep)
+        todo = turns(model(images, *more), labels, classes, restarts, keep)
         adversarial = in_turn(run, keys, model, images.astype(jnp.float32), labels, radius, todo)
-        return returned(adversarial, images, radius)
+        return finish(adversarial, images, radius)
 
     return attack
 

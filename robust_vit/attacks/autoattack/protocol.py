@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from robust_vit.attacks import norms
 from robust_vit.typing import Array, Keys
 
+STOPS = ("broken", "never")  # when a slot ends: with its first success, or with its last step
 State = Any  # a flax.struct dataclass whose every leaf has the slots as leading axis
 
 
@@ -52,7 +53,7 @@ def advance(tick: Callable[[State], State], state: State, ticks: int) -> State:
     return jax.lax.fori_loop(0, ticks, lambda _, s: select(~s.done, tick(s), s), state)
 
 
-def finish(tick: Callable[[State], State], state: State) -> State:
+def complete(tick: Callable[[State], State], state: State) -> State:
     """Ticks until every slot is done. Under `jit` the loop ends with the last slot, so easy batches are cheap."""
     return jax.lax.while_loop(lambda s: ~s.done.all(), lambda s: select(~s.done, tick(s), s), state)
 

@@ -9,7 +9,7 @@ import numpy as np
 RHO = 0.75  # a window in which at most this fraction of the steps raised the loss halves the step size
 
 
-class Schedule(NamedTuple):
+class Timetable(NamedTuple):
     """What happens at each tick of a run; every field is an array [ticks], indexed by a slot's own tick."""
 
     start: np.ndarray  # bool: the tick evaluates the first point of a stage
@@ -22,8 +22,8 @@ class Schedule(NamedTuple):
 
 
 @functools.lru_cache
-def schedule(norm: str, steps: int, large_radii: bool = False, rho: float = RHO) -> Schedule:
-    """Precomputes the checkpoints of a run; for 100 steps in linf and l2 they follow steps 22, 41, 57, 70, 80, 87, 93,
+def timetable(norm: str, steps: int, large_radii: bool = False, rho: float = RHO) -> Timetable:
+    """Precomputes the checks of a run; for 100 steps in linf and l2 they follow steps 22, 41, 57, 70, 80, 87, 93,
     99.
 
     With `large_radii` the run has three stages of radius 3, 2 and 1 epsilon, of 30 %, 30 % and 40 % of the steps.
@@ -33,15 +33,15 @@ def schedule(norm: str, steps: int, large_radii: bool = False, rho: float = RHO)
     stages = [stage for stage in stages if stage[1] > 0]
     parts = []
     for number, (radius, count) in enumerate(stages):
-        check, limit = _checkpoints(norm, count, rho)
+        check, limit = _checks(norm, count, rho)
         tick = np.arange(count + 1)
         final = np.full(count + 1, number == len(stages) - 1)
         parts.append((tick == 0, check, limit, tick == count, final, np.full(count + 1, radius, np.float32)))
     columns = [np.concatenate(column) for column in zip(*parts)]
-    return Schedule(*columns, np.append(columns[-1][1:], np.float32(1.0)))
+    return Timetable(*columns, np.append(columns[-1][1:], np.float32(1.0)))
 
 
-def _checkpoints(norm: str, steps: int, rho: float) -> tuple[np.ndarray, np.ndarray]:
+def _checks(norm: str, steps: int, rho: float) -> tuple[np.ndarray, np.ndarray]:
     """Returns (check, limit) of one stage, [steps + 1]; entry 0 is the start, entry i follows step i."""
     check, limit = np.zeros(steps + 1, bool), np.zeros(steps + 1, np.float32)
     window, shorter, shortest = (max(int(fraction * steps), 1) for fraction in (0.22, 0.03, 0.06))

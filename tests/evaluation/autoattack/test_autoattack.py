@@ -135,8 +135,8 @@ t.autoattack(*t.make(), **t.BUDGET, workdir=sys.argv[3], batch_size=6, on_event=
 
 def test_killed_and_resumed_gives_the_same(problem, reference, tmp_path):
     here = pathlib.Path(__file__).parent
-    command = [sys.executable, "-c", SCRIPT, str(here), str(here.parent), str(tmp_path)]
-    root = str(here.parent.parent)
+    command = [sys.executable, "-c", SCRIPT, str(here), str(here.parents[1]), str(tmp_path)]
+    root = str(here.parents[2])
     ended = subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     with (tmp_path / "ledger.jsonl").open("a") as file:

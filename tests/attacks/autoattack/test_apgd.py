@@ -7,31 +7,31 @@ import pytest
 
 from robust_vit import attacks
 from robust_vit.attacks import losses
-from robust_vit.attacks.autoattack.timetable import schedule
+from robust_vit.attacks.autoattack.timetable import timetable
 
 UNTARGETED = -jnp.ones(4, jnp.int32)
 
 
 def test_timetable_of_100_steps():
-    table = schedule("linf", 100)
+    table = timetable("linf", 100)
     np.testing.assert_array_equal(np.flatnonzero(table.check), [22, 41, 57, 70, 80, 87, 93, 99])
     np.testing.assert_allclose(table.limit[table.check], 0.75 * np.array([22, 19, 16, 13, 10, 7, 6, 6]))
     assert len(table.start) == attacks.apgd_run(steps=100).ticks == 101
 
 
 def test_timetable_of_three_radii():
-    table = schedule("l1", 100, large_radii=True)
+    table = timetable("l1", 100, large_radii=True)
     np.testing.assert_array_equal(np.flatnonzero(table.start), [0, 31, 62])
     np.testing.assert_array_equal(np.flatnonzero(table.end), [30, 61, 102])
     np.testing.assert_array_equal(table.next_radius[table.end], [2, 1, 1])
     np.testing.assert_array_equal(np.flatnonzero(table.final), np.arange(62, 103))
-    np.testing.assert_array_equal(np.flatnonzero(schedule("l1", 100).check), np.arange(4, 101, 4))
+    np.testing.assert_array_equal(np.flatnonzero(timetable("l1", 100).check), np.arange(4, 101, 4))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_few_steps_have_a_timetable(steps):
     for norm, large in (("linf", False), ("l1", True)):
-        assert schedule(norm, steps, large).final.sum() >= 1
+        assert timetable(norm, steps, large).final.sum() >= 1
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "dlr", "margin", "probability_margin"])
