@@ -61,6 +61,7 @@ class Flow:
     maximum_of: frozenset = frozenset()  # aliases of the value whose maximum this one is
     revived: bool = False  # its derivative was lost, and would be back if what took it away let it pass
     elementwise: frozenset = frozenset()  # numbers of the values of which this one is a function, element by element
+    monotone: frozenset = frozenset()  # of those, the ones of which it is a monotone function
     number: float | None = None  # of a literal
     nonnegative: bool = False
     ranked: bool = False  # an order statistic
@@ -186,6 +187,7 @@ class Walk:
         taints |= self._gate(eqn, inputs)
         maximum_of, aliases = self._identity(eqn, inputs)
         traits = {
+            "monotone": self._monotone(name, inputs),
             "number": inputs[0].number if name in SAME else None,
             "nonnegative": gates.is_nonnegative(name, eqn.params, inputs),
             "ranked": name in ORDER or ((name in SAME or name in gates.KEEPS_RANK) and inputs[0].ranked),
@@ -203,6 +205,13 @@ class Walk:
             revived = depends and _is_float(var) and not alive and (live or self._revives(eqn, inputs))
             outputs.append(Flow(depends, alive, here, aliases or self._fresh(), maximum_of, revived, source, **traits))
         return outputs
+
+    @staticmethod
+    def _monotone(name: str, inputs: list[Flow]) -> frozenset:
+        """Numbers of the values of which the result is a monotone function, element by element."""
+        varying = [flow for flow in inputs if flow.depends]
+        alone = name in gates.MONOTONE and len(varying) == 1
+        return varying[0].aliases | varying[0].monotone if alone else frozenset()
 
     def _revives(self, eqn, inputs: list[Flow]) -> bool:
         """True where integers and masks that hold taints become floats again."""

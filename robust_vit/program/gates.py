@@ -31,6 +31,10 @@ ELEMENTWISE = {
     *("log", "log1p", "expm1", "tanh", "erf", "rsqrt", "neg", "integer_pow", "sin", "cos"),
     *("add", "sub", "mul", "div", "max", "min", "pow", "clamp", "select_n", "custom_jvp_call"),
 }
+MONOTONE = {
+    *("add", "sub", "mul", "div", "neg", "exp", "log", "tanh", "logistic", "sqrt", "max", "min", "clamp"),
+    *SAME,
+}
 HASHED = {"rounding", "integer_cast"}
 KINDS = ("dead_zone", "winners_take_all", "hash_gate")
 
@@ -40,7 +44,8 @@ class Test:
     """What a mask has compared.
 
     Attributes:
-      of: numbers of the value that was compared with something that does not depend on the image; empty for others.
+      of: numbers of the value that was compared with something that does not depend on the image, and of those of which
+        it is a monotone function; empty for others.
       guard: it only keeps away zero, infinity or NaN.
     """
 
@@ -70,7 +75,7 @@ def _comparison(name: str, a: Any, b: Any) -> Test:
         return Test(guard=bool(a.aliases & b.aliases))  # x != x asks for NaN
     value, limit = (a, b) if a.depends else (b, a)
     guard = name in ("eq", "ne", "eq_to") or (limit.number == 0 and value.nonnegative)
-    return Test(of=value.aliases, guard=guard)
+    return Test(of=value.aliases | value.monotone, guard=guard)
 
 
 def kind(chooser: Any, chosen: list, own: frozenset) -> str | None:
@@ -83,7 +88,7 @@ def kind(chooser: Any, chosen: list, own: frozenset) -> str | None:
     """
     if not chooser.depends or not chosen:
         return None
-    if any(origin.kind in HASHED for origin in chooser.taints - own):
+    if HASHED & {origin.kind for origin in chooser.taints} - {origin.kind for origin in own}:
         return "hash_gate"
     test = chooser.test or Test()
     if test.guard or any(test.of & (flow.elementwise | flow.aliases) for flow in chosen):

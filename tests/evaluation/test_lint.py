@@ -29,6 +29,19 @@ def wrong_derivative(x):
 wrong_derivative.defvjp(lambda x: (jnp.sin(x), x), lambda x, g: (-g,))
 
 
+lying_sine = jax.custom_vjp(jnp.sin)
+lying_sine.defvjp(lambda x: (jnp.sin(x), None), lambda _, g: (-g,))
+
+
+def attention(x):
+    return nn.dot_product_attention(x, x, x)
+
+
+def safe_unit(x):
+    length = jnp.sqrt(jnp.sum(x**2, axis=-1, keepdims=True))
+    return jnp.where(length > 0, x / jnp.where(length > 0, length, 1.0), 0.0)
+
+
 def purify(x):
     energy = lambda z: jnp.sum(head(z) ** 2)  # noqa: E731
     return head(jax.lax.fori_loop(0, 3, lambda i, z: z - 0.1 * jax.grad(energy)(z), x))
@@ -78,6 +91,28 @@ PLANTED = {
     "shift by another value": (lambda x: head(x - jax.lax.stop_gradient(jnp.max(x**2))), {"stop_gradient"}),
     "straight through": (straight_through, {"stop_gradient", "rounding"}),
     "custom derivative": (lambda x: head(wrong_derivative(x)), {"custom_gradient"}),
+    "stop_gradient before a softmax": (lambda x: jax.nn.softmax(head(jax.lax.stop_gradient(x))), {"stop_gradient"}),
+    "stop_gradient before attention": (lambda x: head(attention(jax.lax.stop_gradient(x))), {"stop_gradient"}),
+    "lying derivative of a library's function": (lambda x: head(lying_sine(x)), {"custom_gradient"}),
+    "dead zone": (lambda x: head(jnp.where(jnp.abs(x - 0.5) < 0.1, 0.5, x)), {"dead_zone"}),
+    "dead zone by a mask": (lambda x: head(x * (jnp.abs(x - 0.5) > 0.1)), {"dead_zone"}),
+    "dead zone after rounding": (
+        lambda x: head(jnp.where(jnp.abs(jnp.round(x) - 0.5) < 0.1, 0.5, jnp.round(x))),
+        {"rounding", "dead_zone"},
+    ),
+    "abstaining": (
+        lambda x: jnp.where(jnp.max(jax.nn.softmax(head(x)), -1, keepdims=True) > 0.5, head(x), 1.0),
+        {"dead_zone"},
+    ),
+    "winners take all": (
+        lambda x: head(jnp.where(x >= jnp.sort(x, axis=1)[:, 4:5], x, 0.0)),
+        {"winners_take_all"},
+    ),
+    "gate by a hash": (
+        lambda x: jnp.where(jnp.floor(1e4 * jnp.sum(x, axis=(1, 2, 3)))[:, None] % 2 == 0, head(x), 0.0),
+        {"hash_gate"},
+    ),
+    "table looked up by rank": (lambda x: head(jnp.linspace(0.0, 1.0, 8)[jnp.argsort(x, axis=1)]), {"selection"}),
     "dropout": (dropout, {"randomness"}),
     "noise": (lambda x: head(x + jax.random.normal(jax.random.key(0), x.shape)), {"randomness"}),
     "while": (iterate_until, {"while_loop", "loop_over_image"}),
@@ -107,6 +142,9 @@ SILENT = {
     "abs by sign": lambda x: head(x * jnp.sign(x)),
     "sort": lambda x: head(jnp.sort(x, axis=1)),
     "resize": lambda x: head(jax.image.resize(x, x.shape, "bicubic")),
+    "guarded unit length": lambda x: head(safe_unit(x)),
+    "guarded NaN": lambda x: head(jnp.nan_to_num(x)),
+    "relu by where": lambda x: head(jnp.where(2 * x > 0.1, jnp.exp(2 * x), 0.0)),
     "unit length": lambda x: head(x / jnp.linalg.norm(x, axis=-1, keepdims=True)),
 }
 
