@@ -1,6 +1,7 @@
 """Models that are not JAX's: PyTorch's logits and gradients arrive as they are, NumPy's have none, nothing locks up."""
 
 import concurrent.futures
+import importlib
 import os
 import subprocess
 import sys
@@ -244,3 +245,20 @@ def test_what_a_network_cannot_do_is_said_in_one_line(torch, network, images):
         with pytest.raises(ValueError, match=message) as caught:
             make()
         assert "\n" not in str(caught.value)
+
+
+@peers
+def test_the_command_takes_a_module_and_its_normalisation(torch, network, images, tmp_path, monkeypatch):
+    """`evaluate --torch=module:function`."""
+    from robust_vit import subject
+
+    (tmp_path / "nets.py").write_text(
+        "made = None\ndef plain():\n    return made\ndef normalised():\n    return MADE\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    nets = importlib.import_module("nets")
+    nets.made, nets.MADE = network, (network, MEAN, STD)
+    for name, keywords in (("nets:plain", {}), ("nets:normalised", dict(mean=MEAN, std=STD))):
+        found = subject.from_torch(name, rv.config.base())
+        np.testing.assert_array_equal(found.logits_fn(images), rv.from_torch(network, **keywords)(images))
+        assert found.weights == {"step": None, "torch": name}
