@@ -13,6 +13,7 @@ from jax.tree_util import Partial
 from robust_vit import attacks, models
 from robust_vit.attacks.straight_through import passes
 from robust_vit.evaluation import masking
+from robust_vit.evaluation.masking import checks, probes
 from robust_vit.evaluation.masking.program import lint
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -92,6 +93,15 @@ def test_hidden_gradient_raises_the_figure_and_straight_through_takes_it_back(na
     honest, hidden, accuracy = planted.honest(), planted.defended(name), robust_accuracy()
     masked, adaptive = accuracy(hidden, hidden), accuracy(attacks.straight_through(hidden), hidden)
     assert masked >= adaptive + gain and abs(adaptive - accuracy(honest, honest)) < 0.06
+
+
+def test_a_detector_that_never_returns_is_named_by_a_report_that_does():
+    images, labels = (part[1400:1432] for part in planted.digits())
+    for name, verdict in (("never_returns", ["warning"]), ("eight_levels", [])):
+        logits_fn = planted.defended(name)
+        points = checks.ending(probes.Sample(logits_fn, images, labels, np.arange(32), 0, 32))
+        found = checks.endless_loop(points, logits_fn, "linf", planted.EPSILON)
+        assert [one.verdict for one in found] == verdict
 
 
 NAMED = {
