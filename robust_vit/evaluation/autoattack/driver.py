@@ -39,7 +39,7 @@ from robust_vit.evaluation.autoattack.session import Session
 from robust_vit.evaluation.autoattack.standings import Standings
 from robust_vit.evaluation.callables import as_logits_fn
 from robust_vit.evaluation.points import Chain, Points
-from robust_vit.evaluation.scheduling import scheduler
+from robust_vit.evaluation.scheduling import programs, scheduler
 from robust_vit.evaluation.verification import BROKEN, NONFINITE, ROBUST, Examiner, Judge
 from robust_vit.threat import Threat, resolve
 from robust_vit.typing import LogitsFn
@@ -201,7 +201,8 @@ class Evaluation:
     def begin(self, parts: Sequence[Part]) -> None:
         """Runs the canary and the clean pass."""
         slots = max(self._slots(part, len(self.points.labels)) for part in parts)
-        check = functools.partial(canary.check, slots=slots, keys=self.keys, mesh=self.given.mesh)
+        settings = {"slots": slots, "keys": self.keys, "mesh": self.given.mesh, "effort": programs.STEADY}
+        check = functools.partial(canary.check, **settings)
         self.canary = check(self.model, self.points.images).to_dict()
         if self.low is not None:
             self.canary[self.given.compute_dtype] = check(self.low, self.points.images).to_dict()

@@ -20,7 +20,7 @@ class Program:
 
     KEPT = 16
 
-    def __init__(self, jitted: Any, effort: int = STEADY):
+    def __init__(self, jitted: Any, effort: int | None = STEADY):
         self.jitted, self.effort = jitted, effort
         self.forms: dict[Any, Any] = {}
 
@@ -38,7 +38,8 @@ class Program:
         return self.forms[form], time.perf_counter() - began
 
     def _options(self) -> dict[str, Any] | None:
-        return {"xla_backend_optimization_level": self.effort} if jax.default_backend() == "cpu" else None
+        given = self.effort is not None and jax.default_backend() == "cpu"
+        return {"xla_backend_optimization_level": self.effort} if given else None
 
 
 def over(
@@ -46,7 +47,7 @@ def over(
     mesh: Mesh | None,
     arguments: str,
     results: str,
-    effort: int = STEADY,
+    effort: int | None = STEADY,
     donate: tuple[int, ...] = (),
 ) -> Program:
     """A program over the devices of a mesh, or over one device.
@@ -55,7 +56,7 @@ def over(
       body: a pure function; under a mesh it sees one device's part.
       mesh: the devices; one device if None.
       arguments, results: a letter each: split over the devices by the first axis (s), or whole on each (w).
-      effort: `STEADY` or `RARE`.
+      effort: `STEADY` or `RARE`; None is JAX's own.
       donate: positions of arguments that are given up.
     """
     if mesh is not None:
