@@ -14,6 +14,7 @@ import pytest  # isort: skip
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_debug_key_reuse", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
 # Compilation is most of the time here: without LLVM's expensive passes the suite takes about half as long.
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update(
@@ -28,3 +29,13 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 def key():
     """A fresh key; derive from it with fold_in or split."""
     return jax.random.key(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rank_promotion(request):
+    """The package says where a rank is added; models of users need not, and a module of tests that is one says
+    `RANK_PROMOTION = "allow"`.
+    """
+    jax.config.update("jax_numpy_rank_promotion", getattr(request.module, "RANK_PROMOTION", "raise"))
+    yield
+    jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -16,6 +16,8 @@ from robust_vit.evaluation import fingerprint
 from robust_vit.models.weights import converted, torch_weights
 from robust_vit.training import checkpoint, loop, state
 
+RANK_PROMOTION = "allow"  # of the models that are made here
+
 EXAMPLES = 12  # of the test split
 
 
@@ -134,6 +136,7 @@ def test_attention_maps(classifier, examples):
     np.testing.assert_allclose(maps.sum(-1), 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_evaluate_agrees_with_the_suites_and_with_every_kind_of_data(classifier, examples, tmp_path):
     lines = []
     result = classifier.evaluate("clean,pgd", workdir=tmp_path, say=lines.append)

@@ -7,6 +7,8 @@ import pytest
 
 from robust_vit import pixels
 
+RANK_PROMOTION = "allow"  # of the models that are made here
+
 LEVELS = {np.uint8: 255, np.uint16: 65535}
 
 

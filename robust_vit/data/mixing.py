@@ -164,7 +164,7 @@ def boxes(keys: Keys, height: int, width: int, h: Array, w: Array, contained: bo
 
     def interval(size: int, length: Array, u: Array) -> Array:
         start = jnp.floor(u * (size - length + 1)) if contained else jnp.floor(u * size) - jnp.floor(length / 2)
-        at = jnp.arange(size)
+        at = jnp.arange(size)[None]
         return (at >= start[:, None]) & (at < (start + length)[:, None])  # [B,size]
 
     return interval(height, h, u[:, 0])[:, :, None] & interval(width, w, u[:, 1])[:, None, :]

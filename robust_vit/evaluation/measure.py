@@ -211,7 +211,7 @@ class Measurer:
         labels, mask = batch["label"], batch["mask"]
         result = correct(keys, logits_fn, batch["image"], labels, self.attack, strength)
         classes = result["logits"].shape[-1]
-        one_hot = (labels[:, None] == jnp.arange(classes)) & mask[:, None]  # [B,K]
+        one_hot = (labels[:, None] == jnp.arange(classes)[None]) & mask[:, None]  # [B,K]
         return {
             "examples": jnp.sum(mask),
             "correct": jnp.sum(result["correct"] & mask),

@@ -12,6 +12,8 @@ from robust_vit import attacks, parallel
 from robust_vit.attacks import losses, norms
 from robust_vit.attacks.pgd import Best, better
 
+RANK_PROMOTION = "allow"  # of the models that are made here
+
 SMALL = {"linf": 0.05, "l2": 0.3, "l1": 1.0}
 DUAL = {"linf": 1, "l2": 2, "l1": np.inf}
 

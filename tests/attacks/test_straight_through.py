@@ -10,6 +10,8 @@ from jax.tree_util import Partial
 from robust_vit import attacks
 from robust_vit.attacks.straight_through import passes, straight_through
 
+RANK_PROMOTION = "allow"  # of the models that are made here
+
 SHAPE = (3, 4, 4, 2)
 MATRIX = jax.random.normal(jax.random.key(0), (32, 5))
 

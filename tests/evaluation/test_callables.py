@@ -16,6 +16,8 @@ from robust_vit import models
 from robust_vit.evaluation import Measurer, autoattack
 from robust_vit.evaluation.callables import as_logits_fn, check_logits, is_traceable, on_host
 
+RANK_PROMOTION = "allow"  # of the models that are made here
+
 SHAPE, CLASSES = (4, 4, 1), 3
 
 

@@ -16,6 +16,8 @@ from robust_vit.evaluation import Measurer, record, suites
 from robust_vit.models.weights import converted
 from robust_vit.training import checkpoint, loop, state
 
+RANK_PROMOTION = "allow"  # of the models that are made here
+
 TEST_EXAMPLES = 12
 
 

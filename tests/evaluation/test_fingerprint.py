@@ -15,6 +15,8 @@ from robust_vit import models
 from robust_vit.evaluation import fingerprint
 from robust_vit.models.parts import forms
 
+RANK_PROMOTION = "allow"  # of the models that are made here
+
 VIT = dict(
     depth=1, width=16, heads=2, patch_size=4, image_size=8, num_classes=3, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)
 )

@@ -9,6 +9,8 @@ from jax.sharding import PartitionSpec
 from robust_vit import models
 from robust_vit.evaluation.masking.program import lint, true_gradient
 
+RANK_PROMOTION = "allow"  # of the models that are made here
+
 IMAGES = jax.ShapeDtypeStruct((4, 8, 8, 3), jnp.float32)
 MATRIX = jnp.linspace(-1.0, 1.0, 8 * 8 * 3 * 10).reshape(-1, 10)
 
@@ -224,6 +226,7 @@ def test_vit_is_silent(scan, remat):
     assert lint.check(jax.jit(logits_fn), IMAGES) == ()
 
 
+@pytest.mark.slow
 def test_derivatives_that_the_models_write_themselves_are_true():
     module = models.build("vit", image_size=8, patch_size=4, width=16, depth=2, heads=2, num_classes=10)
     logits_fn = models.logits_fn(module, models.init(module, jax.random.key(0)))

@@ -18,6 +18,8 @@ from robust_vit.evaluation.masking.program import true_gradient
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import planted  # noqa: E402
 
+RANK_PROMOTION = "allow"  # of the models that are made here
+
 POINTS = 64
 NORM = {"norm": "linf", "epsilon": planted.EPSILON}
 

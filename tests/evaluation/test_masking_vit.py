@@ -21,6 +21,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "models"))
 import planted_vit as planted  # noqa: E402
 from tiny import TINY  # noqa: E402
 
+RANK_PROMOTION = "allow"  # of the models that are made here
+
 IMAGES = jax.ShapeDtypeStruct((4, 8, 8, 1), jnp.float32)
 
 # What the static check names, and where; the other defences leave no sign in the program.
@@ -89,6 +91,7 @@ def test_mean_sparse_raises_the_figure_and_straight_through_takes_it_back():
 
 
 @pytest.mark.parametrize("name, gain", [("eight_levels", 0.15), ("bits", 0.15), ("wrong_gradient", 0.15)])
+@pytest.mark.slow
 def test_hidden_gradient_raises_the_figure_and_straight_through_takes_it_back(name, gain):
     honest, hidden, accuracy = planted.honest(), planted.defended(name), robust_accuracy()
     masked, adaptive = accuracy(hidden, hidden), accuracy(attacks.straight_through(hidden), hidden)

@@ -11,6 +11,8 @@ import pytest
 from robust_vit import attacks, models, randomness
 from robust_vit.evaluation import Measurer, record, suites
 
+RANK_PROMOTION = "allow"  # of the models that are made here
+
 EXAMPLES, CLASSES, EPSILON = 12, 4, 0.1
 
 

@@ -14,6 +14,8 @@ import rich.console
 from robust_vit import attacks
 from robust_vit.evaluation import Measurer, record, suites, tables
 
+RANK_PROMOTION = "allow"  # of the models that are made here
+
 EXAMPLES, CLASSES, EPSILON = 30, 2, 0.1
 
 

@@ -8,6 +8,8 @@ import pytest
 from robust_vit import models
 from robust_vit.models.parts import scanning
 
+RANK_PROMOTION = "allow"  # of the models that are made here
+
 FIELDS = dict(depth=11, width=16, heads=2, patch_size=8, image_size=16, num_classes=5)  # 11: "10" must follow "9"
 IMAGES = jax.random.uniform(jax.random.key(7), (2, 16, 16, 3))
 

@@ -39,6 +39,7 @@ def test_grids(fields, sides):
     assert shapes == [(2, side, side, width) for side, width in zip(sides, (8, 16, 16), strict=True)]
 
 
+@pytest.mark.slow
 def test_conv_stem_has_overlapping_windows_of_seven_pixels():
     module = models.build("convnext_tiny_cvst", **FIELDS)
     stem = convnext.ConvStem(8)

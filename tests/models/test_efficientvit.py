@@ -53,7 +53,7 @@ def test_captures():
 
 
 def test_recomputed_blocks_are_the_same_training_step():
-    module = build(widths=(8, 16, 16), depths=(0, 1, 1), strides=(4, 2, 2))
+    module = build(widths=(8, 16, 16), depths=(1, 1, 1), strides=(4, 2, 2))
     variables = models.init(module, jax.random.key(0))
 
     def step(module):

@@ -103,6 +103,7 @@ def test_float32(tag):
 
 
 @pytest.mark.parametrize("tag", GRAPHS)
+@pytest.mark.slow
 def test_float64_with_the_gradient_of_every_parameter(tag):
     arrays = reference(tag)
     tolerance = 2e-6 if tag in XCIT else 1e-10

@@ -10,6 +10,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from robust_vit.models.parts import activations, convolution, initializers, layers
 
+RANK_PROMOTION = "allow"  # of the models that are made here
+
 RNG = np.random.default_rng(0)
 
 

@@ -53,6 +53,7 @@ def test_without_ratios_it_is_swin(variables):
         np.testing.assert_allclose(run(module, variables), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_gathered_and_masked_forms_agree_in_values_and_gradients(variables):
     module = sparse(ratios=RATIOS)
     keep = tuple(

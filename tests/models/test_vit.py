@@ -9,6 +9,8 @@ from robust_vit import models
 from robust_vit.models import summary
 from robust_vit.models.parts import positions as positions_module
 
+RANK_PROMOTION = "allow"  # of the models that are made here
+
 FIELDS = dict(depth=2, width=16, heads=2, patch_size=4, image_size=16, num_classes=5)
 IMAGES = jax.random.uniform(jax.random.key(7), (3, 16, 16, 3))
 

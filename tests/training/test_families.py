@@ -53,6 +53,7 @@ def traced_step(config):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.slow
 def test_every_configuration_makes_a_training_step(name):
     start, (after, metrics) = traced_step(small(name))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), start)

@@ -135,7 +135,7 @@ def differences(
     """
     ball = norms.get(norm)
     clean = logits_fn(images)
-    classes = jnp.arange(clean.shape[-1])
+    classes = jnp.arange(clean.shape[-1])[None]
     runner_up = jnp.argmax(jnp.where(classes == labels[:, None], -jnp.inf, clean), axis=-1)
 
     def f(points: Array) -> Array:

@@ -217,7 +217,7 @@ class ViT(nn.Module):
             embedding = self.param("pos_embed", initializers.trunc_normal(0.02), (1, n, self.width), self.param_dtype)
             return x + embedding.astype(x.dtype)
         if self.positions == "sinusoidal":
-            return x + jnp.asarray(positions.sinusoidal(n, self.width), x.dtype)
+            return x + jnp.asarray(positions.sinusoidal(n, self.width), x.dtype)[None]
         return x
 
     def _classify(self, x: Array) -> Array:

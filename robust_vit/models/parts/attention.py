@@ -71,7 +71,7 @@ def einsum_attention(q: Array, k: Array, v: Array, bias: Array | None) -> tuple[
     dtype = layers.wide(q.dtype)
     scores = _scores(q * q.shape[-1] ** -0.5, k)
     if bias is not None:
-        scores = scores + bias.astype(dtype)
+        scores = scores + jnp.broadcast_to(bias.astype(dtype), scores.shape)
     attention = jax.nn.softmax(scores, axis=-1)
     return _mix(attention.astype(v.dtype), v), attention
 

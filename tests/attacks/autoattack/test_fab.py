@@ -8,6 +8,8 @@ import pytest
 from robust_vit import attacks
 from robust_vit.attacks.autoattack import hyperplanes, protocol
 
+RANK_PROMOTION = "allow"  # of the models that are made here
+
 
 @pytest.mark.parametrize("norm, dual", [("linf", "l1"), ("l2", "l2"), ("l1", "linf")])
 def test_finds_the_distance_of_a_linear_model(norm, dual):

@@ -150,7 +150,9 @@ def test_fab(kind, start, norm):
     distance = np.asarray(protocol.length(jnp.asarray(nhwc(recorded)) - IMAGES, norm))
     np.testing.assert_array_equal(state.broken, (distance > 0) & (distance <= EPSILON[norm]))
     off = deviation(state.closest, recorded)
-    assert (off > TOLERANCE[norm]).sum() <= 4, off  # which ones depends on how XLA's kernels order a sum
+    # Which trajectories part depends on how XLA orders a sum: over the nine cases 9 points with YNNPACK's reductions, 8
+    # without (`robust_vit.guard`), of which four in one case.
+    assert (off > TOLERANCE[norm]).sum() <= (4 if name == "fab-t/Linf/norand" else 3), off
     assert off.max() < 1e-2
     assert (np.abs(np.asarray(state.distance) / distance - 1) < 1e-3).sum() >= POINTS - 2
 

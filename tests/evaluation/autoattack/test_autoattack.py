@@ -21,6 +21,8 @@ from robust_vit.evaluation.autoattack.quick import gap
 from robust_vit.evaluation.points import Points
 from robust_vit.evaluation.scheduling import tile
 
+RANK_PROMOTION = "allow"  # of the models that are made here
+
 PARTS = ["square", "apgd-ce", "apgd-t"]  # the weakest first, so that each breaks some
 SETTINGS = {"apgd-ce": {"steps": 1, "restarts": 2}, "apgd-t": {"steps": 6, "targets": 3}, "square": {"queries": 30}}
 BUDGET = {"norm": "linf", "epsilon": 0.03, "version": PARTS, "settings": SETTINGS, "tile": 8, "forward_tile": 16}
@@ -274,6 +276,7 @@ def test_low_precision_attacks_are_judged_in_float32(problem):
     assert "bfloat16" in result.table()
 
 
+@pytest.mark.slow
 def test_a_model_is_attacked_in_bfloat16_by_its_field():
     """Any of our models can be attacked in low precision: the same weights, computing in another dtype."""
     module = models.build("vit", depth=1, width=16, heads=2, patch_size=4, image_size=8, num_classes=4)
