@@ -72,7 +72,7 @@ class Classifier(jax.tree_util.Partial):
         return super().__call__(as_float(images) if integers else images)
 
     def __repr__(self) -> str:
-        said = [self.name, f"{_short(self.weights)} weights"]
+        said = [self.name, f"{models.short(self.weights)} weights"]
         said += [] if self.step is None else [f"step {self.step}"]
         return ", ".join(said + ([] if self.threat is None else [self.threat.label]))
 
@@ -334,11 +334,3 @@ def _title(function: Any) -> str:
     held = getattr(function, "func", function)
     held = getattr(held, "module", held)
     return getattr(held, "__name__", type(held).__name__)
-
-
-def _short(count: int) -> str:
-    """201098 -> 201k."""
-    for power, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= power:
-            return f"{count / power:.3g}{letter}"
-    return str(count)

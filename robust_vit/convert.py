@@ -27,7 +27,7 @@ from absl import flags
 
 from robust_vit import commands, models
 from robust_vit.errors import check, lookup
-from robust_vit.models.weights import adapt, converted, torch_weights
+from robust_vit.models.weights import adapt, converted, state_dicts, torch_weights
 from robust_vit.models.weights.loading_report import LoadingReport
 from robust_vit.training import checkpoint
 from robust_vit.typing import Variables
@@ -177,6 +177,12 @@ def convert() -> Loaded:
     """Does what the flags ask for: reads, reports, verifies, writes."""
     for flag in (_FROM, _TO):
         check(flag.name, flag.value, bool(flag.value), "given: a file or a folder")
+    check(
+        "from",
+        _FROM.value,
+        pathlib.Path(_FROM.value).exists(),
+        f"{state_dicts.WEIGHTS_FILE} or a folder; there is no such file",
+    )
     lookup("resize", _RESIZE.value, dict.fromkeys(adapt.RESIZE))
     to = pathlib.Path(_TO.value)
     file = to.suffix == TIMM_FILE

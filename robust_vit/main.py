@@ -130,9 +130,7 @@ def _set_free(config: ConfigDict, match: re.Match) -> bool:
     if section not in FREE:
         return False
     errors.lookup(f"config.{section}", field, FREE[section](config))
-    text = match[3] if match[3] is not None else str(match[1] is None)
-    value = data.read_option(config.data.name, field, text) if section == "data.options" else _literal(text)
-    config_lib.get(config, section)[field] = value
+    config_lib.get(config, section)[field] = match[1] is None if match[3] is None else _literal(match[3])
     return True
 
 
