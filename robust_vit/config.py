@@ -66,10 +66,16 @@ def base() -> ConfigDict:
     config.attack.zero_epochs = 0.0  # epochs at epsilon 0 before that
 
     config.objective = ConfigDict()
-    config.objective.name = "adversarial"  # standard, adversarial, trades
+    config.objective.name = "adversarial"  # robust_vit.objectives.names()
+    config.objective.options = ConfigDict()  # further keywords of the chosen objective
+    config.objective.teacher = ""  # frozen classifier to learn from: a run folder, or one of converted weights
     config.objective.label_smoothing = 0.0  # mass moved from the label to the uniform distribution
     config.objective.beta = 6.0  # trades: weight of the divergence
     config.objective.statistics = "both"  # trades: which pass updates BatchNorm: clean, adversarial, both
+
+    config.awp = ConfigDict()
+    config.awp.gamma = 0.0  # adversarial weight perturbation: step uphill, relative to each kernel's norm; 0: none
+    config.awp.from_epoch = 0.0  # before it gamma counts as 0
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # adamw, sgd (Nesterov)

@@ -49,6 +49,16 @@ class Outcome(NamedTuple):
     statistics: Statistics
     clean_logits: Array | None = None  # [B,K]; None where the objective never looks at the clean images
     adversarial_logits: Array | None = None  # [B,K]
+    attacked: Array | None = None  # [B,H,W,C]: what the attack returned; None where the objective calls none
+    memory: Any = ()  # what the objective wants back at the next step, of the shape it was handed
+
+
+class Aside(NamedTuple):
+    """What only some objectives ask for, beside the batch."""
+
+    teacher: LogitsFn | None = None  # a frozen classifier: HAT's helper, the teacher of a distillation
+    memory: Any = ()  # what the objective remembers of the steps before: `objectives.memory`
+    epoch: Array | float = 0.0  # passes over the training data so far; traced
 
 
 class Objective(Protocol):
@@ -64,6 +74,7 @@ class Objective(Protocol):
         images: Array,
         targets: Array,
         strength: Array | float = 1.0,
+        aside: Aside = Aside(),
     ) -> Outcome: ...
 
 

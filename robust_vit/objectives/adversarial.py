@@ -4,7 +4,7 @@ import optax
 
 from robust_vit.attacks.losses import cross_entropy
 from robust_vit.errors import check
-from robust_vit.typing import Objective, Outcome
+from robust_vit.typing import Aside, Objective, Outcome
 
 
 def adversarial(label_smoothing: float = 0.0) -> Objective:
@@ -19,10 +19,12 @@ def adversarial(label_smoothing: float = 0.0) -> Objective:
     """
     check("objective.label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "in [0, 1)")
 
-    def objective(forward, statistics, adversary, attack, keys, images, targets, strength=1.0) -> Outcome:
+    def objective(
+        forward, statistics, adversary, attack, keys, images, targets, strength=1.0, aside=Aside()
+    ) -> Outcome:
         attacked = attack(keys, adversary, images, targets, strength)
         logits, statistics = forward(attacked, statistics)
         loss = cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))
-        return Outcome(loss, statistics, adversarial_logits=logits)
+        return Outcome(loss, statistics, adversarial_logits=logits, attacked=attacked)
 
     return objective

@@ -6,7 +6,7 @@ import optax
 
 from robust_vit.attacks.losses import cross_entropy, in_float32
 from robust_vit.errors import check
-from robust_vit.typing import Array, Objective, Outcome
+from robust_vit.typing import Array, Aside, Objective, Outcome
 
 
 def kl_divergence(clean_logits: Array, adversarial_logits: Array) -> Array:
@@ -34,13 +34,14 @@ def trades(beta: float = 6.0, label_smoothing: float = 0.0, statistics: str = "b
     choices = ("clean", "adversarial", "both")
     check("objective.statistics", statistics, statistics in choices, f"one of {choices}")
 
-    def objective(forward, stats, adversary, attack, keys, images, targets, strength=1.0) -> Outcome:
+    def objective(forward, stats, adversary, attack, keys, images, targets, strength=1.0, aside=Aside()) -> Outcome:
         prediction = jax.lax.stop_gradient(jax.nn.softmax(adversary(images).astype(jnp.float32)))
         attacked = attack(keys, adversary, images, prediction, strength)
         clean_logits, after_clean = forward(images, stats)
         adversarial_logits, after = forward(attacked, stats if statistics == "adversarial" else after_clean)
         divergence = kl_divergence(clean_logits, adversarial_logits)
         loss = cross_entropy(clean_logits, optax.smooth_labels(targets, label_smoothing)) + beta * divergence
-        return Outcome(loss, after_clean if statistics == "clean" else after, clean_logits, adversarial_logits)
+        after = after_clean if statistics == "clean" else after
+        return Outcome(loss, after, clean_logits, adversarial_logits, attacked)
 
     return objective

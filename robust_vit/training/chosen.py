@@ -49,14 +49,7 @@ def attack_keywords(section: ConfigDict) -> dict[str, Any]:
     unchanged("attack", section, rest, default, {*takes, *OF_TRAINING}, section.name)
     options = config_lib.plain(section.options)
     known = [one for one in takes if one not in section and one not in UNTRAINABLE.get(section.name, ())]
-    for option in options:
-        if option in section:
-            raise ValueError(f"attack.options.{option}: must be left out; attack.{option} says it")
-        if option not in known:
-            raise ValueError(
-                f"attack.options.{option}: {section.name} takes {', '.join(known) or 'no options'}"
-                f"{nearest(option, known)}"
-            )
+    _known_options("attack", section, options, known)
     own = {field: config_lib.plain(section[field]) for field in section if field in takes}
     unset = {k: v for k, v in training_defaults(section).items() if k not in section or own[k] == default[k]}
     return own | unset | options
@@ -78,9 +71,11 @@ def objective(section: ConfigDict) -> Objective:
       ValueError: one line that names the field.
     """
     factory = lookup("objective.name", section.name, objectives.OBJECTIVES)
-    takes = parameters(factory)
-    unchanged("objective", section, section, config_lib.base().objective, {"name", *takes}, section.name)
-    return factory(**config_lib.keywords(section, factory))  # whose errors name the section
+    takes, options = parameters(factory), config_lib.plain(section.options)
+    rest = [field for field in section if field != "options"]
+    unchanged("objective", section, rest, config_lib.base().objective, {"name", "teacher", *takes}, section.name)
+    _known_options("objective", section, options, [one for one in takes if one not in section])
+    return factory(**config_lib.keywords(section, factory), **options)  # whose errors name the section
 
 
 def model(name: str, keywords: Mapping[str, Any]) -> Any:
@@ -115,6 +110,18 @@ def unchanged(
         if field not in taken:
             value, usual = config_lib.plain(section[field]), config_lib.plain(default[field])
             check(f"{prefix}.{field}", value, value == usual, f"left at {usual!r}: {chosen} does not take it")
+
+
+def _known_options(prefix: str, section: ConfigDict, options: Iterable[str], known: list[str]) -> None:
+    """Raises ValueError for an option that a field says already, or that the chosen one does not take."""
+    for option in options:
+        if option in section:
+            raise ValueError(f"{prefix}.options.{option}: must be left out; {prefix}.{option} says it")
+        if option not in known:
+            raise ValueError(
+                f"{prefix}.options.{option}: {section.name} takes {', '.join(known) or 'no options'}"
+                f"{nearest(option, known)}"
+            )
 
 
 def parameters(factory: Callable[..., Any]) -> list[str]:

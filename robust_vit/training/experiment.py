@@ -53,6 +53,7 @@ def build(config: ConfigDict) -> Experiment:
     module = chosen.model(config.model.name, model_keywords(config))
     attack, objective = chosen.attack(config.attack), chosen.objective(config.objective)
     tx = optimizer.build(**chosen.optimizer_keywords(config.optimizer))
+    steps_per_epoch = len(dataset.train) / config.data.batch_size
     made = step.make(
         module,
         objective,
@@ -63,8 +64,10 @@ def build(config: ConfigDict) -> Experiment:
         ema_decay=config.optimizer.ema_decay,
         accumulation=config.optimizer.accumulation,
         batch_norm=config.attack.batch_norm,
+        steps_per_epoch=steps_per_epoch,
+        awp_gamma=config.awp.gamma,
+        awp_from_epoch=config.awp.from_epoch,
     )
-    steps_per_epoch = len(dataset.train) / config.data.batch_size
     total = max(1, round(config.training.epochs * steps_per_epoch))
     rates = config_lib.keywords(config.optimizer, schedules.learning_rate)
     rate = schedules.learning_rate(total_steps=total, steps_per_epoch=steps_per_epoch, **rates)

@@ -16,11 +16,11 @@ import jax
 import numpy as np
 
 from robust_vit import config as config_lib
-from robust_vit import locks, models, parallel, provenance
+from robust_vit import locks, models, objectives, parallel, provenance
 from robust_vit.config import ConfigDict
 from robust_vit.data import pipeline
 from robust_vit.evaluation.measure import Measurer
-from robust_vit.training import checkpoint, finish, state, trackers
+from robust_vit.training import checkpoint, finish, frozen, state, trackers
 from robust_vit.training.checkpoint import Checkpoints, NonFiniteError, selection
 from robust_vit.training.experiment import Experiment, build, evaluation_batches, validation_attack
 from robust_vit.training.interruption import Interruption
@@ -128,7 +128,7 @@ class Trainer:
     def __init__(self, experiment: Experiment, workdir: pathlib.Path, live: bool | None = None):
         self.experiment, self.config, self.workdir = experiment, experiment.config, workdir
         e, c = experiment, experiment.config
-        self.compiled = parallel.compile(e.step, e.mesh, arguments="rbrr", results="rr", donate=(0,))
+        self.compiled = parallel.compile(e.step, e.mesh, arguments="rbrrr", results="rr", donate=(0,))
         self.batches = pipeline.train(
             e.dataset.train,
             batch_size=c.data.batch_size,
@@ -140,6 +140,7 @@ class Trainer:
             on_bad_image=c.data.on_bad_image,
         )
         self.checkpoints = Checkpoints(workdir, keep=c.training.keep_checkpoints, select=selection(c))
+        self.teacher = self._teacher()
         self.state = self._restore()
         self.step = int(self.state.step)
         self.progress = Progress(workdir, e.total_steps, self.step, live, trackers=c.training.trackers, config=c)
@@ -148,6 +149,10 @@ class Trainer:
             self.progress.say(f"resuming at step {self.step}")
         self.interruption = Interruption()
         self.validators = _validators(experiment)
+
+    def _teacher(self) -> Any:
+        path = self.config.objective.teacher
+        return parallel.replicate(self.experiment.mesh, frozen.load(path, self.experiment)) if path else None
 
     def _restore(self) -> state.TrainState:
         e = self.experiment
@@ -158,6 +163,7 @@ class Trainer:
             tuple(e.dataset.image_shape),
             self.config.seed,
             self.config.optimizer.ema_decay > 0,
+            functools.partial(objectives.memory, self.config.objective.name, e.dataset.num_classes),
         )
         sharding = parallel.replicated(e.mesh)
         shapes = jax.tree.map(
@@ -204,7 +210,7 @@ class Trainer:
         batch = {name: batch[name] for name in ("image", "label", "index")}
         rate, strength = e.learning_rate(self.step), e.strength(self.step)
         placed = parallel.global_batch(e.mesh, batch)
-        self.state, metrics = self.compiled(self.state, placed, np.float32(rate), np.float32(strength))
+        self.state, metrics = self.compiled(self.state, placed, np.float32(rate), np.float32(strength), self.teacher)
         return self.step + 1, rate, strength, metrics
 
     def _collect(self, launched: tuple[int, float, float, Any] | None, meter: Meter) -> None:

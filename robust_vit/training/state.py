@@ -1,5 +1,6 @@
 """The state of a run: everything that a checkpoint needs to continue as if nothing had happened."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax
@@ -20,6 +21,7 @@ class TrainState:
     batch_stats: Any  # {} where a model has no BatchNorm
     optimizer: Any
     average: Any  # exponential moving average of {"params", "batch_stats"}; {} when off
+    memory: Any = ()  # what the objective remembers; () for most
 
     def variables(self, weights: str = "raw") -> Variables:
         """Returns the model's variables: the "raw" weights, or their "ema" (exponential moving average)."""
@@ -30,7 +32,12 @@ class TrainState:
 
 
 def create(
-    module: Any, tx: optax.GradientTransformation, image_shape: tuple[int, ...], seed: int, ema: bool
+    module: Any,
+    tx: optax.GradientTransformation,
+    image_shape: tuple[int, ...],
+    seed: int,
+    ema: bool,
+    memory: Callable[[], Any] = tuple,
 ) -> TrainState:
     """Initialises a state; compile it, or `jax.eval_shape` it to learn its shapes.
 
@@ -40,12 +47,13 @@ def create(
       image_shape: (H, W, C).
       seed: of the initial weights.
       ema: whether to keep an average of the weights.
+      memory: makes what the objective remembers at first.
     """
     key = jax.random.fold_in(randomness.as_key(seed), randomness.INIT)
     variables = module.init(key, jnp.zeros((1, *image_shape)))
     params, stats = variables["params"], variables.get("batch_stats", {})
     average = jax.tree.map(jnp.array, {"params": params, "batch_stats": stats}) if ema else {}
-    return TrainState(jnp.zeros((), jnp.int32), params, stats, tx.init(params), average)
+    return TrainState(jnp.zeros((), jnp.int32), params, stats, tx.init(params), average, memory())
 
 
 def averaged(average: Any, current: Any, decay: float, step: Array) -> Any:

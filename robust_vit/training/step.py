@@ -1,6 +1,6 @@
-"""One training step as a pure function of (state, batch, learning rate, strength).
+"""One training step as a pure function of (state, batch, learning rate, strength, frozen classifier).
 
-attack -> forward -> gradient -> update, with the batch's mean taken once, here. Under `jax.jit` over a sharded batch
+augment -> attack -> forward -> gradient -> update, with the batch's mean taken once, here. Under `jax.jit` over a sharded batch
 XLA inserts one all-reduce, of the gradients and the metrics together.
 """
 
@@ -16,9 +16,11 @@ from jax.tree_util import Partial
 
 from robust_vit import pixels, randomness
 from robust_vit.training.state import TrainState, averaged
-from robust_vit.typing import Array, Attack, Forward, LogitsFn, Objective, Outcome
+from robust_vit.training.weight_perturbation import perturbed
+from robust_vit.typing import Array, Aside, Attack, Forward, Keys, LogitsFn, Objective, Outcome
 
-Step = Callable[[TrainState, dict[str, Array], Array, Array], tuple[TrainState, dict[str, Array]]]
+Step = Callable[..., tuple[TrainState, dict[str, Array]]]  # see `make`
+Augment = Callable[[Keys, Array, Array], tuple[Array, Array]]  # (keys, images, targets) -> (images, targets)
 
 
 def training_forward(module: Any, params: Any, key: Array) -> Forward:
@@ -65,40 +67,50 @@ def _correct(logits: Array | None, labels: Array) -> Array:
 
 
 def _loss(
-    params: Any, module: Any, stats: Any, objective: Objective, attack: Attack, batch: dict, strength: Array, mode: str
+    params: Any,
+    *,
+    module: Any,
+    objective: Objective,
+    mode: str,
+    own: Attack,
+    strength: Array,
+    stats: Any,
+    aside: Aside,
+    batch: dict,
+    attack: Attack | None = None,  # in place of its own
 ):
     forward = training_forward(module, params, batch["noise"])
     adversary = adversary_view(module, params, stats, mode)
-    images = pixels.as_float(batch["image"])
-    outcome: Outcome = objective(forward, stats, adversary, attack, batch["keys"], images, batch["targets"], strength)
+    given = (batch["keys"], batch["image"], batch["targets"], strength, aside)
+    outcome: Outcome = objective(forward, stats, adversary, attack or own, *given)
     sums = {
         "loss": jnp.sum(outcome.loss),
         "clean_correct": _correct(outcome.clean_logits, batch["label"]),
         "robust_correct": _correct(outcome.adversarial_logits, batch["label"]),
     }
-    return jnp.mean(outcome.loss), (outcome.statistics, sums)
+    attacked = None if outcome.attacked is None else jax.lax.stop_gradient(outcome.attacked)
+    return jnp.mean(outcome.loss), (outcome.statistics, sums, outcome.memory, attacked)
 
 
-def _gradients(loss: Callable[..., Any], params: Any, stats: Any, batch: dict, parts: int):
-    """Gradient of the mean loss, statistics and metric sums, the batch taken in `parts` one after the other."""
-    gradient = jax.grad(loss, has_aux=True)
+def _gradients(gradient: Callable[..., Any], params: Any, stats: Any, aside: Aside, batch: dict, parts: int):
+    """Gradient of the mean loss, statistics, memory, metric sums, the batch taken in `parts` one after the other."""
     if parts == 1:
-        grads, (stats, sums) = gradient(params, stats=stats, batch=batch)
-        return grads, stats, sums
+        grads, (stats, sums, memory, _) = gradient(params, stats=stats, aside=aside, batch=batch)
+        return grads, stats, memory, sums
     noise = jax.random.split(batch["noise"], parts)
     # [B] -> [B / parts, parts] -> [parts, B / parts]: every part keeps its examples on the devices that hold them
     examples = {name: value for name, value in batch.items() if name != "noise"}
     examples = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1), examples)
 
     def accumulate(carry: Any, part: dict):
-        stats, total, sums = carry
-        grads, (stats, more) = gradient(params, stats=stats, batch=part)
-        return (stats, jax.tree.map(jnp.add, total, grads), jax.tree.map(jnp.add, sums, more)), None
+        stats, memory, total, sums = carry
+        grads, (stats, more, memory, _) = gradient(params, stats=stats, aside=aside._replace(memory=memory), batch=part)
+        return (stats, memory, jax.tree.map(jnp.add, total, grads), jax.tree.map(jnp.add, sums, more)), None
 
     zeros = jax.tree.map(jnp.zeros_like, params)
-    start = (stats, zeros, dict.fromkeys(("loss", "clean_correct", "robust_correct"), jnp.zeros(())))
-    (stats, grads, sums), _ = jax.lax.scan(accumulate, start, examples | {"noise": noise})
-    return jax.tree.map(lambda g: g / parts, grads), stats, sums
+    start = (stats, aside.memory, zeros, dict.fromkeys(("loss", "clean_correct", "robust_correct"), jnp.zeros(())))
+    (stats, memory, grads, sums), _ = jax.lax.scan(accumulate, start, examples | {"noise": noise})
+    return jax.tree.map(lambda g: g / parts, grads), stats, memory, sums
 
 
 def _all_finite(tree: Any) -> Array:
@@ -118,6 +130,11 @@ def make(
     ema_decay: float = 0.0,
     accumulation: int = 1,
     batch_norm: str = "running",
+    steps_per_epoch: float = 1.0,
+    augment: Augment | None = None,
+    extra_smoothing: float = 0.0,
+    awp_gamma: float = 0.0,
+    awp_from_epoch: float = 0.0,
 ) -> Step:
     """Makes the step.
 
@@ -131,29 +148,53 @@ def make(
       ema_decay: of the average of the weights; 0 for none.
       accumulation: parts that the batch is processed in.
       batch_norm: the attack's BatchNorm mode, see `adversary_view`.
+      steps_per_epoch: by which objectives and the perturbation of the weights know the epoch.
+      augment: of the batch, on the device, before the attack: `data.mixing.build`.
+      extra_smoothing: label smoothing of the examples that batch["extra"] [B] bool marks, alone.
+      awp_gamma: of `weight_perturbation`; 0 for none.
+      awp_from_epoch: before it gamma counts as 0.
 
     Returns:
-      step(state, batch, learning_rate, strength) -> (state, metrics). A step whose loss, gradient or
+      step(state, batch, learning_rate, strength, teacher=None) -> (state, metrics). A step whose loss, gradient or
       new state is not finite leaves the state as it was and says so in metrics["finite"].
     """
 
-    def step(state: TrainState, batch: dict[str, Array], learning_rate: Array, strength: Array):
+    def prepare(state: TrainState, batch: dict[str, Array]) -> dict[str, Array]:
+        """Images as floats, labels as distributions, keys for the attack; augmented."""
         keys = randomness.example_keys(seed, batch["index"], randomness.TRAIN_ATTACK, state.step)
         noise = jax.random.fold_in(jax.random.fold_in(randomness.as_key(seed), randomness.MODEL), state.step)
-        targets = jax.nn.one_hot(batch["label"], num_classes)
-        batch = {"image": batch["image"], "label": batch["label"], "keys": keys, "targets": targets, "noise": noise}
+        images, targets = pixels.as_float(batch["image"]), jax.nn.one_hot(batch["label"], num_classes)
+        if extra_smoothing:
+            targets = jnp.where(batch["extra"][:, None], optax.smooth_labels(targets, extra_smoothing), targets)
+        if augment is not None:
+            mixing = randomness.example_keys(seed, batch["index"], randomness.MIXING, state.step)
+            images, targets = augment(mixing, images, targets)
+        return {"image": images, "label": batch["label"], "keys": keys, "targets": targets, "noise": noise}
+
+    def step(
+        state: TrainState,
+        batch: dict[str, Array],
+        learning_rate: Array,
+        strength: Array,
+        teacher: LogitsFn | None = None,
+    ):
+        count, epoch = batch["label"].shape[0], state.step / steps_per_epoch
+        batch, aside = prepare(state, batch), Aside(teacher, state.memory, epoch)
         loss = functools.partial(
-            _loss, module=module, objective=objective, attack=attack, strength=strength, mode=batch_norm
+            _loss, module=module, objective=objective, own=attack, strength=strength, mode=batch_norm
         )
-        count = batch["label"].shape[0]
-        grads, stats, sums = _gradients(loss, state.params, state.batch_stats, batch, accumulation)
+        gradient = jax.grad(loss, has_aux=True)
+        if awp_gamma:
+            gradient = perturbed(gradient, jnp.where(epoch >= awp_from_epoch, awp_gamma, 0.0))
+        given = (state.params, state.batch_stats, aside, batch)
+        grads, stats, memory, sums = _gradients(gradient, *given, accumulation)
         norm = optax.tree.norm(grads)
         updates, optimizer = tx.update(grads, state.optimizer, state.params)
         params = jax.tree.map(lambda w, u: w - learning_rate * u, state.params, updates)
         average = state.average
         if ema_decay:
             average = averaged(average, {"params": params, "batch_stats": stats}, ema_decay, state.step)
-        new = TrainState(state.step + 1, params, stats, optimizer, average)
+        new = TrainState(state.step + 1, params, stats, optimizer, average, memory)
         finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"]) & _all_finite(new)
         new = jax.tree.map(lambda fresh, old: jnp.where(finite, fresh, old), new, state)
         metrics = {name: value / count for name, value in sums.items()}

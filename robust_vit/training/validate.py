@@ -135,6 +135,9 @@ FIELDS: dict[str, Rule] = {
     "objective.label_smoothing": RATE,
     "objective.beta": NOT_NEGATIVE,
     "objective.statistics": one_of("clean", "adversarial", "both"),
+    "objective.teacher": word,
+    "awp.gamma": RATE,
+    "awp.from_epoch": NOT_NEGATIVE,
     "optimizer.name": name(lambda: optimizer.OPTIMIZERS),
     "optimizer.learning_rate": POSITIVE,
     "optimizer.weight_decay": NOT_NEGATIVE,
@@ -166,7 +169,12 @@ FIELDS: dict[str, Rule] = {
     "evaluation.restarts": whole(1),
     "parallel.devices": whole(0),
 }
-FREE = ("data.options.", "model.", "attack.options.")  # sections whose further fields are keywords of what they name
+FREE = (
+    "data.options.",
+    "model.",
+    "attack.options.",
+    "objective.options.",
+)  # sections whose further fields are keywords of what they name
 
 
 def validate(config: ConfigDict, devices: int = 1) -> None:
@@ -274,6 +282,14 @@ def _joined(config: ConfigDict) -> None:
     check("attack.warmup_epochs", c.warmup_epochs, not unused, "0 with attack.schedule = 'constant'")
     still = config.objective.name == "trades" and c.name in ("pgd", "fgsm") and not c.random_start
     check("attack.random_start", c.random_start, not still, "True for trades: its gradient is 0 at the image itself")
+    teacher, needs = config.objective.teacher, config.objective.name in objectives.TEACHERS
+    wanted = "a run folder or a folder of converted weights" if needs else "left out"
+    check(
+        "objective.teacher",
+        teacher,
+        bool(teacher) == needs,
+        f"{wanted} with objective.name = {config.objective.name!r}",
+    )
     mean, std = config_lib.plain(config.model.mean), config_lib.plain(config.model.std)
     check("model.mean", mean, len(mean) == len(std), "as long as model.std")
 
