@@ -61,6 +61,9 @@ class Aside(NamedTuple):
     epoch: Array | float = 0.0  # passes over the training data so far; traced
 
 
+NOTHING = Aside()
+
+
 class Objective(Protocol):
     """What training minimises; it is handed the attack. See `robust_vit.objectives`."""
 
@@ -74,7 +77,7 @@ class Objective(Protocol):
         images: Array,
         targets: Array,
         strength: Array | float = 1.0,
-        aside: Aside = Aside(),
+        aside: Aside = NOTHING,
     ) -> Outcome: ...
 
 

@@ -4,7 +4,7 @@ import optax
 
 from robust_vit.attacks.losses import cross_entropy
 from robust_vit.errors import check
-from robust_vit.typing import Aside, Objective, Outcome
+from robust_vit.typing import NOTHING, Objective, Outcome
 
 
 def adversarial(label_smoothing: float = 0.0) -> Objective:
@@ -20,7 +20,7 @@ def adversarial(label_smoothing: float = 0.0) -> Objective:
     check("objective.label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "in [0, 1)")
 
     def objective(
-        forward, statistics, adversary, attack, keys, images, targets, strength=1.0, aside=Aside()
+        forward, statistics, adversary, attack, keys, images, targets, strength=1.0, aside=NOTHING
     ) -> Outcome:
         attacked = attack(keys, adversary, images, targets, strength)
         logits, statistics = forward(attacked, statistics)

@@ -4,7 +4,7 @@ import optax
 
 from robust_vit.attacks.losses import cross_entropy
 from robust_vit.errors import check
-from robust_vit.typing import Aside, Objective, Outcome
+from robust_vit.typing import NOTHING, Objective, Outcome
 
 
 def standard(label_smoothing: float = 0.0) -> Objective:
@@ -16,7 +16,7 @@ def standard(label_smoothing: float = 0.0) -> Objective:
     check("objective.label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "in [0, 1)")
 
     def objective(
-        forward, statistics, adversary, attack, keys, images, targets, strength=1.0, aside=Aside()
+        forward, statistics, adversary, attack, keys, images, targets, strength=1.0, aside=NOTHING
     ) -> Outcome:
         logits, statistics = forward(images, statistics)
         loss = cross_entropy(logits, optax.smooth_labels(targets, label_smoothing))

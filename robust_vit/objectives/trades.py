@@ -6,7 +6,7 @@ import optax
 
 from robust_vit.attacks.losses import cross_entropy, in_float32
 from robust_vit.errors import check
-from robust_vit.typing import Array, Aside, Objective, Outcome
+from robust_vit.typing import NOTHING, Array, Objective, Outcome
 
 
 def kl_divergence(clean_logits: Array, adversarial_logits: Array) -> Array:
@@ -34,7 +34,7 @@ def trades(beta: float = 6.0, label_smoothing: float = 0.0, statistics: str = "b
     choices = ("clean", "adversarial", "both")
     check("objective.statistics", statistics, statistics in choices, f"one of {choices}")
 
-    def objective(forward, stats, adversary, attack, keys, images, targets, strength=1.0, aside=Aside()) -> Outcome:
+    def objective(forward, stats, adversary, attack, keys, images, targets, strength=1.0, aside=NOTHING) -> Outcome:
         prediction = jax.lax.stop_gradient(jax.nn.softmax(adversary(images).astype(jnp.float32)))
         attacked = attack(keys, adversary, images, prediction, strength)
         clean_logits, after_clean = forward(images, stats)
