@@ -1,7 +1,7 @@
 """One training step as a pure function of (state, batch, learning rate, strength, frozen classifier).
 
-augment -> attack -> forward -> gradient -> update, with the batch's mean taken once, here. Under `jax.jit` over a sharded batch
-XLA inserts one all-reduce, of the gradients and the metrics together.
+augment -> attack -> forward -> gradient -> update, with the batch's mean taken once, here. Under `jax.jit` over a
+sharded batch XLA inserts one all-reduce, of the gradients and the metrics together.
 """
 
 import functools
