@@ -16,6 +16,9 @@ from robust_vit.errors import check
 from robust_vit.typing import Source
 
 DIGITS_TEST, DIGITS_VALIDATION = 360, 180  # of 1797; 1257 remain for training
+# What zipfile raises of a file that is none or is damaged: OSError for a place before its start, RuntimeError for a
+# member that claims to be encrypted, or something else that is not implemented.
+DAMAGE = (zipfile.BadZipFile, RuntimeError, EOFError, OSError, OverflowError, UnicodeDecodeError, struct.error)
 
 
 class ArraySource:
@@ -81,20 +84,25 @@ def npz(
     float_max: float | None = None,
     **parts: Any,
 ) -> Source:
-    """Opens `train.npz`, `validation.npz`, `test.npz` (those there are) in a folder; images are mapped, not read whole.
+    """Opens `train.npz`, `validation.npz`, `test.npz` (those there are) in a folder, or one file, which is train as a
+    whole and has no other split; images are mapped, not read whole.
 
     Written with `np.savez(folder / "train.npz", image=images, label=labels)`, uncompressed: uint8 [n,H,W,C] or [n,H,W],
     and integers [n]. Floats need `float_max` and are rounded to 256 levels.
 
     Args:
       split: "train", "validation" or "test".
-      path: the folder.
-      image_key, label_key: names of the arrays.
+      path: the folder, or the file.
+      image_key, label_key: names of the arrays; a label_key of "" stands for images without labels, all 0 then.
       float_max: of float images, the value of white: 1.0 or 255.0.
       **parts: see `robust_vit.data.splits.open_split`.
     """
     folder = pathlib.Path(path)
-    check("data.options.path", path, folder.is_dir(), "a folder with train.npz, ...")
+    if folder.is_file():
+        check("data.options.path", path, split == "train", f"a folder with train.npz, ...: a file has no {split} split")
+        check("data.options", sorted(parts), not parts, "left out: one file is read as a whole")
+        return MappedSource(folder, image_key, label_key, float_max)
+    check("data.options.path", path, folder.is_dir(), "a folder with train.npz, ..., or one .npz file")
     stored = sorted(file.stem for file in folder.glob("*.npz"))
 
     def load(part: str) -> Source:
@@ -108,7 +116,8 @@ class MappedSource(ArraySource):
 
     def __init__(self, path: pathlib.Path, image_key: str, label_key: str, float_max: float | None = None):
         self.path, self.keys, self.float_max = pathlib.Path(path), (image_key, label_key), float_max
-        images, labels = mapped(self.path, image_key), np.array(mapped(self.path, label_key, verify=True))
+        images = mapped(self.path, image_key)
+        labels = np.array(mapped(self.path, label_key, verify=True)) if label_key else np.zeros(images.shape[:1], int)
         decoding.check_pixel_type(f"{path}:{image_key}", images.dtype, float_max)
         check(f"{path}:{image_key}", images.shape, images.ndim in (3, 4), "of shape [n,H,W,C] or [n,H,W]")
         check(f"{path}:{label_key}", labels.dtype.name, labels.dtype.kind in "iu", "integers")
@@ -129,7 +138,7 @@ class MappedSource(ArraySource):
 
     def index_digest(self, indices: np.ndarray | None = None) -> str:
         with zipfile.ZipFile(self.path) as archive:
-            checksums = [archive.getinfo(f"{key}.npy").CRC for key in self.keys]
+            checksums = [archive.getinfo(f"{key}.npy").CRC for key in self.keys if key]
         return catalogue.sha256(self.images.shape, self.images.dtype.str, self.float_max, checksums, indices)
 
 
@@ -147,19 +156,30 @@ def mapped(path: pathlib.Path, key: str, verify: bool = False) -> np.ndarray:
     Raises:
       ValueError: no .npz file or a damaged one, no such array, a compressed one, or one that is not plain numbers.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
-            check(f"array in {path}", key, key in names, f"one of {', '.join(names)}")
-            entry = archive.getinfo(f"{key}.npy")
-            stored = entry.compress_type == zipfile.ZIP_STORED
-            check(f"{path}:{key}", "compressed", stored, "uncompressed to be mapped: write it with np.savez")
-            if verify:
-                archive.read(entry)  # compares the CRC-32
-        with open(path, "rb") as file:
+    with open(path, "rb") as file:
+        try:
+            entry = _member(file, path, key, verify)
             return _map(file, entry, f"{path}:{key}")
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error) as error:
-        raise ValueError(f"{path}: damaged, or no .npz file ({error}); write it again with np.savez") from None
+        except DAMAGE as error:
+            said = " ".join(str(error).split())
+            raise ValueError(f"{path}: damaged, or no .npz file ({said}); write it again with np.savez") from None
+
+
+def _member(file: BinaryIO, path: pathlib.Path, key: str, verify: bool) -> zipfile.ZipInfo:
+    """What the directory of a zip says of array `key`, as far as it can be true."""
+    with zipfile.ZipFile(file) as archive:
+        members = {name.removesuffix(".npy"): name for name in archive.namelist() if name.endswith(".npy")}
+        known = ", ".join(repr(name)[1:-1] for name in members)  # whose names may hold anything where it is damaged
+        check(f"array in {path}", key, key in members, f"one of {known}")
+        entry = archive.getinfo(members[key])
+        stored = entry.compress_type == zipfile.ZIP_STORED
+        check(f"{path}:{key}", "compressed", stored, "uncompressed to be mapped: write it with np.savez")
+        place, size = entry.header_offset, file.seek(0, os.SEEK_END)
+        inside = 0 <= place <= size - entry.compress_size
+        check(f"{path}:{key}", place, inside, f"at a place within the file of {size} bytes: it is damaged")
+        if verify:
+            archive.read(entry)  # compares the CRC-32
+        return entry
 
 
 def _map(file: BinaryIO, entry: zipfile.ZipInfo, field: str) -> np.ndarray:

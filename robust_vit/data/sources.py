@@ -111,7 +111,8 @@ def parse_location(location: str) -> tuple[str, dict[str, Any]]:
     name, colon, rest = location.partition(":")
     if location and name not in SOURCES and pathlib.Path(location).expanduser().exists():
         path = pathlib.Path(location).expanduser()
-        kind = "npz" if path.is_dir() and any(path.glob("*.npz")) else "folder" if path.is_dir() else "huggingface"
+        arrays_there = path.suffix == ".npz" or (path.is_dir() and any(path.glob("*.npz")))
+        kind = "npz" if arrays_there else "folder" if path.is_dir() else "huggingface"
         raise ValueError(f"data = {location!r}: must say what kind of data it is; did you mean '{kind}:{location}'?")
     lookup("data", name, SOURCES)
     needed = [option for option, default in options(name).items() if default is REQUIRED]

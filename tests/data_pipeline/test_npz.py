@@ -1,5 +1,6 @@
 """Promise: an .npz that is damaged, or holds what cannot be mapped, is one line and never a crash."""
 
+import struct
 import subprocess
 import sys
 import zipfile
@@ -91,6 +92,19 @@ def test_one_compressed_member_is_named(tmp_path, compression):
     refused(tmp_path, ":image = 'compressed': must be uncompressed to be mapped: write it with np.savez")
 
 
+def test_one_file_is_train_as_a_whole_and_nothing_else(tmp_path):
+    path = str(save(tmp_path))
+    source = sources.build("npz", "train", path=path)
+    assert len(source) == 6 and np.array_equal(source[5]["image"], IMAGES[5]) and source.origin == path
+    for split in ("validation", "test"):
+        with pytest.raises(ValueError, match=f"data.options.path = .*test.npz': .*a file has no {split} split"):
+            sources.build("npz", split, path=path)
+    with pytest.raises(ValueError, match="data.options = .'validation_fraction'.: must be left out: one file is read"):
+        sources.build("npz", "train", path=path, validation_fraction=0.5)
+    with pytest.raises(ValueError, match=f"did you mean 'npz:{path}'"):
+        sources.parse_location(path)
+
+
 @pytest.mark.parametrize("content", [b"", b"PK", b"not a zip at all" * 40, b"\x93NUMPY" + bytes(100)])
 def test_a_file_that_is_no_zip_is_named(tmp_path, content):
     (tmp_path / "test.npz").write_bytes(content)
@@ -116,6 +130,46 @@ def test_a_damaged_label_is_noticed(tmp_path):
     content[entry.header_offset + 30 + 20 + 128 + 8] ^= 1
     path.write_bytes(content)
     refused(tmp_path, "damaged, or no .npz file .*Bad CRC-32 for file 'label.npy'")
+
+
+@pytest.mark.parametrize("offset", [1, 256, 2**32 - 1])
+def test_a_directory_that_puts_its_arrays_before_the_file_is_refused(tmp_path, offset):
+    """zipfile takes the distance between where the directory is and where it says it is from the place of every array,
+    which then lies before the start of the file.
+    """
+    path = save(tmp_path)
+    content = bytearray(path.read_bytes())
+    (said,) = struct.unpack_from("<I", content, len(content) - 6)  # of the last 22 bytes, the place of the directory
+    struct.pack_into("<I", content, len(content) - 6, min(said + offset, 2**32 - 2))
+    path.write_bytes(content)
+    refused(tmp_path, "damaged")
+
+
+def test_a_name_that_was_cut_or_broken_is_no_array(tmp_path):
+    path = save(tmp_path)
+    content = path.read_bytes()
+    for damage in (b"image\0npy", b"image\nnpy", b"im\nge.npy"):
+        path.write_bytes(content.replace(b"image.npy", damage))
+        refused(tmp_path, "array in .* = 'image': must be one of|damaged")
+
+
+def test_no_byte_of_the_directory_can_crash_the_reading(tmp_path):
+    """Every byte after the last array, with every value that is the end of something."""
+    path = save(tmp_path)
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        start = archive.start_dir
+    refusals = 0
+    for place in range(start, len(content)):
+        for value in {0, 1, 10, 127, 128, 255} - {content[place]}:
+            path.write_bytes(content[:place] + bytes([value]) + content[place + 1 :])
+            try:
+                images, labels = read(path.parent)
+                assert len(images) == len(labels)
+            except ValueError as error:
+                assert "\n" not in str(error)
+                refusals += 1
+    assert refusals > (len(content) - start) // 2
 
 
 @hypothesis.settings(max_examples=150, deadline=None)
