@@ -34,6 +34,12 @@ def base() -> ConfigDict:
     config.data.name = "digits"  # robust_vit.data.names()
     config.data.options = ConfigDict()  # keywords of that source: path, split names, sizes
     config.data.batch_size = 128  # images a step, over all devices and hosts
+    config.data.repeats = 1  # copies of every training image in a batch, each augmented and attacked by itself
+    config.data.extra = ConfigDict()  # a second source to train on: generated or pseudo-labelled images
+    config.data.extra.name = ""  # robust_vit.data.names(); "": none
+    config.data.extra.options = ConfigDict()  # keywords of that source; path of npz may be a single file
+    config.data.extra.ratio = 0.0  # share of every batch that it gives; an epoch stays len(training split) images
+    config.data.extra.label_smoothing = 0.0  # of its labels alone
     config.data.train_transforms = ()  # robust_vit.data.host specs, applied to each training image on the host
     config.data.evaluation_transforms = ()  # the same for validation and test
     config.data.workers = -1  # processes that decode and augment; 0: in this one; -1: as many as help
@@ -94,7 +100,7 @@ def base() -> ConfigDict:
     config.optimizer.decay_factor = 0.1  # step
 
     config.training = ConfigDict()
-    config.training.epochs = 30.0  # passes over the training split
+    config.training.epochs = 30.0  # of as many images as the training split has, whatever their source or copies
     config.training.log_every_steps = 10  # rows of metrics.jsonl
     config.training.validate_every_epochs = 5.0  # and at the end
     config.training.save_every_epochs = 5.0  # and at every validation
@@ -137,7 +143,7 @@ def describe() -> list[Field]:
         if isinstance(line, ast.Assign) and isinstance(line.targets[0], ast.Attribute):
             name = ast.unparse(line.targets[0]).partition(".")[2]
             found.append((line.lineno, Field(name, plain(get(config, name)), comments.get(line.end_lineno, ""))))
-    return [field for _, field in sorted(found) if field.name not in sections(config)]
+    return [field for _, field in sorted(found) if not (isinstance(field.default, dict) and field.default)]
 
 
 def keywords(section: ConfigDict, factory: Callable[..., Any]) -> dict[str, Any]:

@@ -48,6 +48,11 @@ def _options_of_data(config: ConfigDict) -> Mapping[str, Any]:
     return data.options(config.data.name)
 
 
+def _options_of_extra(config: ConfigDict) -> Mapping[str, Any]:
+    errors.check_choice("data.extra.name", config.data.extra.name, data.names())
+    return data.options(config.data.extra.name)
+
+
 def _fields_of_model(config: ConfigDict) -> Mapping[str, Any]:
     return models.fields(config.model.name)
 
@@ -59,6 +64,7 @@ def _options_of_attack(config: ConfigDict) -> Mapping[str, Any]:
 # Sections whose fields are the keywords of what the section names: free to set, though no config lists them.
 FREE: dict[str, Callable[[ConfigDict], Mapping[str, Any]]] = {
     "data.options": _options_of_data,
+    "data.extra.options": _options_of_extra,
     "model": _fields_of_model,
     "attack.options": _options_of_attack,
 }
@@ -93,9 +99,8 @@ def _overrides(rest: Sequence[str], config: ConfigDict) -> list[str]:
     rest = _joined(rest)
     for argument in rest:  # what a free section may hold depends on these
         match = OVERRIDE.fullmatch(argument)
-        if match and match[2] in ("data.name", "model.name", "attack.name"):
-            section = match[2].partition(".")[0]
-            config[section].name = match[3]
+        if match and match[2] in ("data.name", "data.extra.name", "model.name", "attack.name"):
+            config_lib.get(config, match[2].removesuffix(".name")).name = match[3]
     known, kept = set(config_lib.fields(config)), []
     for argument in rest:
         match = OVERRIDE.fullmatch(argument)

@@ -4,9 +4,10 @@
     batches = data.pipeline.train(dataset.train, batch_size=128, seed=0)
     batch = next(batches)  # {"image": uint8 [B,H,W,C], "label": int32 [B], "index": int32 [B], "mask": bool [B]}
 
-`sources` names the data sets and reads where they are, `splits` decides who is train, validation and test, `catalogue`
-says what a split holds, `checks` whether the splits fit each other; `decoding` reads pixels, `host` crops and flips,
-`pipeline` makes the batches out of `loading`'s examples. `mixing` (MixUp, CutMix, random erasing) runs on the device.
+`sources` names the data sets and reads where they are, `splits` decides who is train, validation and test, `extra` is a
+second source to train on, `catalogue` says what a split holds, `checks` whether the splits fit each other; `decoding`
+reads pixels, `host` crops and flips, `pipeline` makes the batches out of `loading`'s examples. `mixing` (MixUp, CutMix,
+random erasing) runs on the device.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from robust_vit.data import catalogue, checks, decoding, host, mixing, pipeline, sources, splits
+from robust_vit.data.extra import Extra
 from robust_vit.data.pipeline import evaluate, train
 from robust_vit.data.sources import REQUIRED, names, option_types, options, parse_location
 from robust_vit.errors import check
@@ -25,6 +27,7 @@ from robust_vit.typing import Source
 
 __all__ = [
     "Dataset",
+    "Extra",
     "REQUIRED",
     "build",
     "catalogue",
@@ -53,12 +56,14 @@ class Dataset:
       options: of the source.
       train_transforms: for `pipeline.train`.
       evaluation_transforms: for `pipeline.evaluate`.
+      extra: a second source to train on, if there is one; it gets the training's transforms.
     """
 
     name: str
     options: dict[str, Any]
     train_transforms: tuple[host.Transform, ...] = ()
     evaluation_transforms: tuple[host.Transform, ...] = ()
+    extra: Extra | None = None
 
     def split(self, name: str) -> Source:
         """Returns the source of "train", "validation" or "test"."""
@@ -87,7 +92,8 @@ class Dataset:
         return catalogue.class_names(self.train)
 
     def check(self, *names: str) -> None:
-        """Opens splits, all three by default, and compares them with train: shape of the images, classes, labels.
+        """Opens splits, all three by default, and compares them with train: shape of the images, classes, labels; then
+        the second source, if there is one.
 
         Nothing is compiled, and a few images of each are read.
 
@@ -95,23 +101,30 @@ class Dataset:
           ValueError: one line that names the split which is missing, damaged, empty or does not fit.
         """
         checks.check_splits(self, names or splits.SPLITS)
+        if self.extra is not None:
+            checks.check_extra(self)
 
     def digests(self) -> dict[str, str]:
-        """Returns {"train", "validation", "test"} -> a SHA-256 of the split's names, sizes and labels.
+        """Returns {"train", "validation", "test"} -> a SHA-256 of the split's names, sizes and labels; with "extra"
+        where there is a second source.
 
         Store it with a run, and refuse to resume where it differs: the key names the split that changed. Cheap (no
         image is decoded) and the same on every machine; see `catalogue.digest` for what goes in.
         """
-        return {split: catalogue.digest(self.split(split)) for split in splits.SPLITS}
+        return {split: catalogue.digest(source) for split, source in self._opened().items()}
+
+    def _opened(self) -> dict[str, Source]:
+        """The three splits, and the second source under the name "extra"."""
+        opened = {split: self.split(split) for split in splits.SPLITS}
+        return opened | ({} if self.extra is None else {"extra": self.extra.source})
 
     def description(self) -> dict[str, Any]:
         """Returns what a run should write down of its data, as JSON values: name, options, class names, and for each
         split "examples", "origin" (which these are, in words) and "digest".
         """
-        opened = {split: self.split(split) for split in splits.SPLITS}
         described = {
             split: {"examples": len(source), "origin": catalogue.origin(source), "digest": catalogue.digest(source)}
-            for split, source in opened.items()
+            for split, source in self._opened().items()
         }
         names = None if self.class_names is None else list(self.class_names)
         options = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in self.options.items()}
@@ -145,6 +158,7 @@ def build(
     *,
     train_transforms: Sequence[str | host.Transform] = (),
     evaluation_transforms: Sequence[str | host.Transform] = (),
+    extra: Extra | None = None,
     **options: Any,
 ) -> Dataset:
     """Describes a data set; nothing is read before a split is asked for.
@@ -153,10 +167,11 @@ def build(
       name: digits, synthetic, tfds, huggingface, folder or npz.
       train_transforms, evaluation_transforms: names as `host.build` takes them, such as ["random_resized_crop(224)",
         "flip"] and ["resize_centre_crop(224)"]; none for images that are stored in the size wanted.
+      extra: a second source to train on.
       **options: of the source, such as `path="/data/imagenet"`, `validation_examples=10000`.
 
     Raises:
       ValueError: unknown name, option or transform, with the nearest that exists.
     """
     sources.check_options(name, options)
-    return Dataset(name, options, host.build(train_transforms), host.build(evaluation_transforms))
+    return Dataset(name, options, host.build(train_transforms), host.build(evaluation_transforms), extra)

@@ -38,6 +38,24 @@ def check_splits(dataset: "Dataset", names: Iterable[str] = splits.SPLITS) -> No
             raise ValueError(f"{name} split of {dataset.name}: {' '.join(str(error).split())}") from error
 
 
+def check_extra(dataset: "Dataset") -> None:
+    """Opens the second source and compares it with train: its images as the training's transforms make them, its
+    labels and classes.
+
+    Raises:
+      ValueError: one line that names it.
+    """
+    try:
+        source = dataset.extra.source
+        check("examples", len(source), len(source) > 0, "at least 1")
+        _check_labels(source, dataset.train)
+        expected = loading.image_shape(dataset.train, dataset.train_transforms)
+        for shape in _shapes(source, dataset.train_transforms):
+            check("image shape", shape, shape == expected, f"{expected}, as in train: see data.train_transforms")
+    except (ValueError, OSError, decoding.BadImage) as error:
+        raise ValueError(f"data.extra, {dataset.extra.name}: {' '.join(str(error).split())}") from error
+
+
 def _check_images(source: Source, dataset: "Dataset") -> None:
     """Images that the evaluation's transforms make equal, within the split and to those of train; where the training's
     transforms make them equal too, they keep their channels.

@@ -5,7 +5,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -84,40 +84,110 @@ def stack(images: Sequence[np.ndarray]) -> np.ndarray:
     return np.stack(images)
 
 
+class Slot(NamedTuple):
+    """Whose example stands in a row of a batch."""
+
+    share: int  # 0: the first source, 1: the second
+    position: int  # in that source's order
+    copy: int  # which of the copies of one example this is
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Which rows of every batch the second source fills, and which rows hold the same example of the first.
+
+    A batch is `repeats` equal parts, as many workers would make them: each part has the same examples of the first
+    source, every copy augmented and attacked by itself, and further examples of the second (Gowal et al. 2021, whose
+    code emulates workers so). Rows of the second source are spread evenly and are the same in every batch; copies are a
+    part apart, so that no example is mixed with itself.
+
+    Attributes:
+      batch_size: rows of the global batch.
+      extra: of those, rows of the second source.
+      repeats: copies of every example of the first.
+    """
+
+    batch_size: int
+    extra: int = 0
+    repeats: int = 1
+
+    def __call__(self, number: int, row: int) -> Slot:
+        """Returns what stands in a row of batch `number`."""
+        size, extra = self.batch_size // self.repeats, self.extra // self.repeats  # of a part
+        copy, place = divmod(row, size)
+        before = place * extra // size  # rows of the second source above this one
+        if (place + 1) * extra // size > before:
+            return Slot(1, (number * self.repeats + copy) * extra + before, 0)
+        return Slot(0, number * (size - extra) + place - before, copy)
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """One of the sources of a batch.
+
+    Attributes:
+      load: its examples.
+      order: its own.
+      first: number of its first example among those of all sources, copies counted.
+      repeats: copies of every example.
+      stream: where its random numbers begin.
+    """
+
+    load: Loader
+    order: Order
+    first: int = 0
+    repeats: int = 1
+    stream: int = 0
+
+    def __len__(self) -> int:
+        return len(self.load.source)
+
+    def number(self, index: int, copy: int) -> int:
+        """Returns the `index` of a batch: the keys of an example are folded from it, so that each copy has its own."""
+        return self.first + copy * len(self) + index
+
+    def passed_over(self, requested: int, number: int) -> list[str]:
+        """Names the examples that were bad, from the one requested on to the one that a batch calls `number`."""
+        skipped = (number - self.first - requested) % len(self)
+        return [catalogue.identify(self.load.source, (requested + i) % len(self)) for i in range(skipped)]
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainBatch:
     """Batch number k of this host; a pure function of k."""
 
-    load: Loader
-    order: Order
+    shares: tuple[Share, ...]
+    layout: Layout
     seed: int
     rows: range  # of this host within the global batch
-    batch_size: int
     skip: bool
 
     def __call__(self, number: int) -> Batch:
-        positions = [number * self.batch_size + row for row in self.rows]
-        requested = [self.order[position] for position in positions]
-        images, labels, indices = zip(*map(self.example, requested, positions))
-        return {
+        slots = [self.layout(number, row) for row in self.rows]
+        requested = [self.shares[slot.share].order[slot.position] for slot in slots]
+        images, labels, indices = zip(*map(self.example, requested, slots))
+        batch = {
             "image": stack(images),
             "label": np.array(labels, np.int32),
             "index": np.array(indices, np.int32),
             "mask": np.ones(len(labels), bool),
             "requested": np.array(requested, np.int32),
         }
+        return batch | ({"extra": np.array([slot.share > 0 for slot in slots])} if len(self.shares) > 1 else {})
 
-    def example(self, index: int, position: int) -> tuple[np.ndarray, int, int]:
-        """Loads example `index`, or where that is bad and may be skipped, the next good one of the source."""
+    def example(self, index: int, slot: Slot) -> tuple[np.ndarray, int, int]:
+        """Loads example `index`, or where that is bad and may be skipped, the next good one of its source."""
+        share = self.shares[slot.share]
         for successor in range(ATTEMPTS):
-            candidate = (index + successor) % len(self.load.source)
+            candidate = (index + successor) % len(share)
             try:
-                rng = generator(self.seed, position) if self.load.transforms else None
-                return *self.load(candidate, rng), candidate
+                draw = share.stream + slot.position * share.repeats + slot.copy
+                rng = generator(self.seed, draw) if share.load.transforms else None
+                return *share.load(candidate, rng), share.number(candidate, slot.copy)
             except decoding.BadImage as error:
                 if not self.skip:
                     raise ValueError(f"{error}; data.on_bad_image='skip' replaces it") from error
-        raise ValueError(f"{ATTEMPTS} bad images in a row from {catalogue.identify(self.load.source, index)} on")
+        raise ValueError(f"{ATTEMPTS} bad images in a row from {catalogue.identify(share.load.source, index)} on")
 
 
 @dataclasses.dataclass(frozen=True)

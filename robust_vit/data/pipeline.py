@@ -6,7 +6,8 @@ keyed by (seed, p). So the batches are the same for any number of hosts, threads
 state of the iterator is one number: how many batches were taken.
 
 A batch is a dict of NumPy arrays: image uint8 [B,H,W,C], label int32 [B], index int32 [B] (place in the source), mask
-bool [B].
+bool [B]. Where a second source is mixed in, extra bool [B] marks its rows; its examples are numbered after those of the
+first. Copies of one example (`repeats`) have numbers of their own: copy c of example i is c len(source) + i.
 """
 
 import dataclasses
@@ -19,7 +20,16 @@ import numpy as np
 from absl import flags
 
 from robust_vit.data import catalogue, host, splits
-from robust_vit.data.loading import BadImages, Batch, EvaluationBatch, Loader, TrainBatch, image_shape
+from robust_vit.data.loading import (
+    BadImages,
+    Batch,
+    EvaluationBatch,
+    Layout,
+    Loader,
+    Share,
+    TrainBatch,
+    image_shape,
+)
 from robust_vit.errors import check
 from robust_vit.typing import Source
 
@@ -27,6 +37,9 @@ ENDLESS = 2**40  # batches
 AUTOMATIC = -1  # workers: as many as help
 MANY_CORES = 8  # from here on, one process no longer decodes fast enough
 SHORT_PASS = 4096  # examples
+SECOND = 2**31  # from the first source's seed of its order to the second's
+STREAM = 2**62  # where the second source's random numbers begin: past ENDLESS batches of any size
+NUMBERS = 2**31  # examples and copies that can have keys of their own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +93,9 @@ class Train:
     its start); `reading` says who reads; `close` ends the reading threads and processes.
     """
 
-    def __init__(self, batches: grain.MapDataset, source: Source, reading: Reading):
+    def __init__(self, batches: grain.MapDataset, shares: Sequence[Share], reading: Reading):
         self.bad, self.reading = BadImages(), reading
-        self._batches, self._source = batches, source
+        self._batches, self._shares = batches, shares
         self._step, self._reader = 0, None
 
     def __iter__(self) -> "Train":
@@ -94,8 +107,9 @@ class Train:
         batch = dict(next(self._reader))
         self._step += 1
         for requested, index in zip(batch.pop("requested"), batch["index"]):
-            for skipped in range((int(index) - int(requested)) % len(self._source)):
-                self.bad.add(catalogue.identify(self._source, (int(requested) + skipped) % len(self._source)))
+            share = next(share for share in reversed(self._shares) if share.first <= index)
+            for name in share.passed_over(int(requested), int(index)):
+                self.bad.add(name)
         return batch
 
     def get_state(self) -> dict[str, int]:
@@ -112,12 +126,14 @@ class Train:
 
 
 class Evaluation:
-    """Re-iterable over this host's evaluation batches, `len` of them; `bad` is what the last pass left out, `reading`
-    says who reads.
+    """Re-iterable over this host's evaluation batches, `len` of them, of `examples` images of one `shape` (H, W, C);
+    `bad` is what the last pass left out, `reading` says who reads.
     """
 
-    def __init__(self, batches: grain.MapDataset, source: Source, examples: int, reading: Reading):
-        self.examples, self.bad, self.reading = examples, BadImages(), reading
+    def __init__(
+        self, batches: grain.MapDataset, source: Source, examples: int, shape: tuple[int, ...], reading: Reading
+    ):
+        self.examples, self.shape, self.bad, self.reading = examples, shape, BadImages(), reading
         self._batches, self._source = batches, source
 
     def __len__(self) -> int:
@@ -160,6 +176,9 @@ def train(
     workers: int = 0,
     threads: int = 2,
     on_bad_image: str = "error",
+    extra: Source | None = None,
+    ratio: float = 0.0,
+    repeats: int = 1,
 ) -> Train:
     """Endless training batches, reshuffled every epoch; a batch may run across the end of an epoch, nothing is dropped.
 
@@ -177,13 +196,51 @@ def train(
       on_bad_image: "error" raises with the file's name; "skip" takes the next good example of the source in its place
         (its `index` says so) and counts it in `bad`. The replacement depends on the source alone, so a restart gives
         the same batches.
+      extra: a second source with an order of its own, mixed into every batch.
+      ratio: share of the batch in [0, 1) that comes from it, rounded to whole rows, the same in every batch.
+      repeats: copies of every example of the first source in a batch, each with its own augmentation and attack (Hoffer
+        et al. 2020, arXiv 1901.09335); `batch_size` counts them all. See `robust_vit.data.loading.Layout`.
     """
-    check("examples", len(source), len(source) > 0, "at least 1")
     rows = _rows(batch_size, host_index, host_count)
     _check_reading(workers, threads, on_bad_image)
-    order = grain.MapDataset.range(len(source)).seed(seed % 2**32).shuffle().repeat()
-    make = TrainBatch(Loader(source, tuple(transforms)), order, seed, rows, batch_size, on_bad_image == "skip")
-    return Train(grain.MapDataset.range(ENDLESS).map(make), source, choose(source, workers, threads))
+    layout = lay_out(batch_size, ratio, repeats)
+    check("data.extra.ratio", ratio, (extra is None) == (ratio == 0), "above 0 with a second source, 0 without one")
+    sources = [source] if extra is None else [source, extra]
+    shares = _shares(sources, seed, tuple(transforms), repeats)
+    make = TrainBatch(shares, layout, seed, rows, on_bad_image == "skip")
+    reading = max((choose(one, workers, threads) for one in sources), key=lambda one: (one.workers, one.threads))
+    return Train(grain.MapDataset.range(ENDLESS).map(make), shares, reading)
+
+
+def lay_out(batch_size: int, ratio: float = 0.0, repeats: int = 1) -> Layout:
+    """Says which rows of a batch a second source fills.
+
+    Raises:
+      ValueError: if the copies do not divide the batch, or the ratio leaves one of the sources without a row.
+    """
+    allowed = f"a divisor of data.batch_size = {batch_size}"
+    check("data.repeats", repeats, repeats >= 1 and batch_size % repeats == 0, allowed)
+    check("data.extra.ratio", ratio, 0 <= ratio < 1, "in [0, 1)")
+    size = batch_size // repeats
+    extra = round(ratio * size)
+    allowed = f"such that both sources have a row among {size}"
+    check("data.extra.ratio", ratio, ratio == 0 or 0 < extra < size, allowed)
+    return Layout(batch_size, extra * repeats, repeats)
+
+
+def _shares(
+    sources: Sequence[Source], seed: int, transforms: tuple[host.Transform, ...], repeats: int
+) -> tuple[Share, ...]:
+    """The sources with their orders, random numbers and places in the numbering of all examples."""
+    shares, first = [], 0
+    for place, source in enumerate(sources):
+        check("examples", len(source), len(source) > 0, "at least 1")
+        order = grain.MapDataset.range(len(source)).seed((seed + place * SECOND) % 2**32).shuffle().repeat()
+        copies = repeats if place == 0 else 1
+        shares.append(Share(Loader(source, transforms), order, first, copies, place * STREAM))
+        first += copies * len(source)
+    check("examples and copies", first, first < NUMBERS, f"below {NUMBERS}: each has keys of its own")
+    return tuple(shares)
 
 
 def evaluate(
@@ -218,9 +275,10 @@ def evaluate(
     _check_reading(workers, threads, on_bad_image)
     chosen = np.arange(len(source)) if limit is None else splits.select(len(source), limit)
     load = Loader(source, tuple(transforms))
-    make = EvaluationBatch(load, chosen, image_shape(source, transforms), rows, batch_size, on_bad_image == "skip")
+    shape = image_shape(source, transforms)
+    make = EvaluationBatch(load, chosen, shape, rows, batch_size, on_bad_image == "skip")
     batches = grain.MapDataset.range(-(-len(chosen) // batch_size)).map(make)
-    return Evaluation(batches, source, len(chosen), choose(source, workers, threads, len(chosen)))
+    return Evaluation(batches, source, len(chosen), shape, choose(source, workers, threads, len(chosen)))
 
 
 def _rows(batch_size: int, host_index: int, host_count: int) -> range:

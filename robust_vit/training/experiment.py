@@ -65,6 +65,7 @@ def build(config: ConfigDict) -> Experiment:
         accumulation=config.optimizer.accumulation,
         batch_norm=config.attack.batch_norm,
         steps_per_epoch=steps_per_epoch,
+        extra_smoothing=config.data.extra.label_smoothing,
         awp_gamma=config.awp.gamma,
         awp_from_epoch=config.awp.from_epoch,
     )
@@ -78,8 +79,10 @@ def build(config: ConfigDict) -> Experiment:
 
 def build_data(config: ConfigDict) -> data.Dataset:
     """Describes the data of a configuration; nothing is read yet."""
+    extra = config_lib.plain(config.data.extra)
     return data.build(
         config.data.name,
+        extra=data.Extra(extra["name"], extra["options"], extra["ratio"]) if extra["name"] else None,
         train_transforms=config_lib.plain(config.data.train_transforms),
         evaluation_transforms=config_lib.plain(config.data.evaluation_transforms),
         **config_lib.plain(config.data.options),

@@ -138,6 +138,9 @@ class Trainer:
             host_count=jax.process_count(),
             workers=c.data.workers,
             on_bad_image=c.data.on_bad_image,
+            extra=e.dataset.extra and e.dataset.extra.source,
+            ratio=c.data.extra.ratio,
+            repeats=c.data.repeats,
         )
         self.checkpoints = Checkpoints(workdir, keep=c.training.keep_checkpoints, select=selection(c))
         self.teacher = self._teacher()
@@ -207,7 +210,7 @@ class Trainer:
         """Dispatches one step; does not wait for it."""
         e = self.experiment
         batch = next(self.batches)
-        batch = {name: batch[name] for name in ("image", "label", "index")}
+        batch = {name: batch[name] for name in ("image", "label", "index", "extra") if name in batch}
         rate, strength = e.learning_rate(self.step), e.strength(self.step)
         placed = parallel.global_batch(e.mesh, batch)
         self.state, metrics = self.compiled(self.state, placed, np.float32(rate), np.float32(strength), self.teacher)

@@ -16,7 +16,7 @@ from robust_vit import attacks, data, models, objectives
 from robust_vit import config as config_lib
 from robust_vit.attacks import norms
 from robust_vit.config import ConfigDict
-from robust_vit.data import host, sources
+from robust_vit.data import host, pipeline, sources
 from robust_vit.errors import check, lookup
 from robust_vit.evaluation import suites
 from robust_vit.training import chosen, optimizer, schedules, trackers
@@ -106,6 +106,10 @@ FIELDS: dict[str, Rule] = {
     "seed": whole(0, SEEDS - 1),
     "data.name": name(data.names),
     "data.batch_size": whole(1),
+    "data.repeats": whole(1),
+    "data.extra.name": name(lambda: ["", *data.names()]),
+    "data.extra.ratio": RATE,
+    "data.extra.label_smoothing": RATE,
     "data.train_transforms": transforms,
     "data.evaluation_transforms": transforms,
     "data.workers": whole(-1, 8 * (os.cpu_count() or 1)),
@@ -171,6 +175,7 @@ FIELDS: dict[str, Rule] = {
 }
 FREE = (
     "data.options.",
+    "data.extra.options.",
     "model.",
     "attack.options.",
     "objective.options.",
@@ -194,6 +199,7 @@ def validate(config: ConfigDict, devices: int = 1) -> None:
             _free(field, _value(config, field))
     _model(config)
     sources.check_options(config.data.name, config_lib.plain(config.data.options))
+    _extra(config)
     _joined(config)
     _attack_options(config.attack)
     chosen.attack(config.attack)
@@ -227,6 +233,18 @@ def _model(config: ConfigDict) -> None:
         field = f"model.{keyword}"
         if field not in FIELDS and keyword in known:  # `models.build` names the others
             (image_size if keyword == "image_size" else _like(known[keyword]))(field, value)
+
+
+def _extra(config: ConfigDict) -> None:
+    """The second source: all of it, or nothing."""
+    section, size = config_lib.plain(config.data.extra), config.data.batch_size
+    if section["name"]:
+        data.Extra(section["name"], section["options"], section["ratio"])
+    else:
+        chosen.unchanged(
+            "data.extra", config.data.extra, section, config_lib.base().data.extra, {"name"}, "no second source"
+        )
+    pipeline.lay_out(size, section["ratio"], config.data.repeats)
 
 
 def _attack_options(section: ConfigDict) -> None:
