@@ -20,6 +20,7 @@ from robust_vit import errors
 COMMANDS = {
     "train": ("robust_vit.main", "train from a configuration, evaluate, leave a run folder; again resumes"),
     "evaluate": ("robust_vit.evaluate", "measure a run, converted weights or your own classifier"),
+    "label": ("robust_vit.label", "pseudo-labels for images by a run or converted weights, to train on"),
     "convert": ("robust_vit.convert", "weights from PyTorch checkpoints, and back"),
     "models": ("robust_vit.models.__main__", "list the architectures with parameters and multiply-adds"),
     "compare": ("robust_vit.compare", "runs side by side, with the paired difference"),
