@@ -45,6 +45,16 @@ def base() -> ConfigDict:
     config.data.workers = -1  # processes that decode and augment; 0: in this one; -1: as many as help
     config.data.on_bad_image = "error"  # "error": stop and name the file; "skip": count, report, replace
 
+    config.augmentation = ConfigDict()  # on the device, before the attack; transforms on the host are data's
+    config.augmentation.mixup = 0.0  # alpha of MixUp's Beta distribution, 0.8 in heavy recipes; 0: none
+    config.augmentation.cutmix = 0.0  # alpha of CutMix's, 1.0 in heavy recipes; 0: none
+    config.augmentation.switch_probability = 0.5  # of CutMix, where both are on; each example draws its own
+    config.augmentation.mix_probability = 1.0  # of mixing an example at all
+    config.augmentation.erase = 0.0  # probability of random erasing, after mixing; 0.25 in heavy recipes
+    config.augmentation.erase_area = (0.02, 1 / 3)  # range of the box's area, a fraction of the image
+    config.augmentation.erase_aspect = (0.3, 3.3)  # range of the box's height / width
+    config.augmentation.erase_fill = "pixel"  # noise of every "pixel", one "colour" a box, "black" (Cutout)
+
     config.model = ConfigDict()
     config.model.name = "vit"  # robust_vit.models.names(); further fields of the section are keywords of that model
     config.model.drop_path = 0.0  # stochastic depth, probability

@@ -1,15 +1,85 @@
 """MixUp, CutMix and random erasing, on the device, on batches of images in [0,1] and target distributions.
 
-Every draw comes from the example's own key. The partner of an example is its neighbour within a block of the batch;
-with one block a device no pixel crosses devices. Mixed images stay in [0,1] and mixed targets stay distributions, so
-that an attack takes both as they are.
+    augment = mixing.build(mixup=0.8, cutmix=1.0, erase=0.25)       # the heavy augmentation of ImageNet recipes
+    images, targets = augment(keys, images, targets)                # of `training.step`, before the attack
+
+Every draw comes from the example's own key, and none loops until it is accepted, which sharded batches would have to
+agree on. The partner of an example is its neighbour within a block of the batch; `build` mixes pairs, so that no pixel
+crosses devices and the result is the same on any number of them. Mixed images stay in [0,1] and mixed targets stay
+distributions, so that an attack takes both as they are.
 """
+
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from robust_vit.errors import check
+from robust_vit.errors import check, check_choice
 from robust_vit.typing import Array, Keys
+
+Augment = Callable[[Keys, Array, Array], tuple[Array, Array]]  # (keys, images, targets) -> (images, targets)
+PAIR = 2
+AREA, ASPECT = (0.02, 1 / 3), (0.3, 3.3)  # of random erasing, as in recipe after recipe (Zhong et al. 2020; timm)
+FILLS = ("pixel", "colour", "black")
+
+
+def build(
+    *,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+    switch_probability: float = 0.5,
+    mix_probability: float = 1.0,
+    erase: float = 0.0,
+    erase_area: tuple[float, float] = AREA,
+    erase_aspect: tuple[float, float] = ASPECT,
+    erase_fill: str = "pixel",
+) -> Augment | None:
+    """Makes what happens to a batch before the attack: first mixing, then erasing; None where neither is asked for.
+
+    Args:
+      mixup, cutmix: alpha of the two Beta distributions; 0 for none of that kind.
+      switch_probability: of CutMix, where both are on.
+      mix_probability: of mixing an example at all.
+      erase: probability of erasing a box of an example.
+      erase_area, erase_aspect, erase_fill: see `erase`.
+
+    Returns:
+      augment(keys [B], images [B,H,W,C], targets [B,K]) -> (images, targets); where it mixes, B is even, and the
+      examples 2i and 2i + 1 are each other's partners.
+
+    Raises:
+      ValueError: for a value outside its range.
+    """
+    for name, value in (("mixup", mixup), ("cutmix", cutmix)):
+        check(name, value, value >= 0, ">= 0: alpha of a Beta distribution, 0 for none")
+    rates = {"switch_probability": switch_probability, "mix_probability": mix_probability, "erase": erase}
+    for name, value in rates.items():
+        check(name, value, 0 <= value <= 1, "a probability, in [0, 1]")
+    check("erase_area", erase_area, 0 < erase_area[0] <= erase_area[1] <= 1, "0 < low <= high <= 1")
+    check("erase_aspect", erase_aspect, 0 < erase_aspect[0] <= erase_aspect[1], "0 < low <= high")
+    check_choice("erase_fill", erase_fill, FILLS)
+    switch = switch_probability if mixup and cutmix else float(cutmix > 0)
+    alphas = {"mixup_alpha": mixup, "cutmix_alpha": cutmix}
+    mixing = alphas | {"switch_probability": switch, "probability": mix_probability} if mixup or cutmix else None
+    box = {"area": erase_area, "aspect": erase_aspect, "fill": erase_fill}
+    erasing = {"probability": erase} | box if erase else None
+    return functools.partial(augmented, mixing=mixing, erasing=erasing) if mixing or erasing else None
+
+
+def augmented(
+    keys: Keys, images: Array, targets: Array, mixing: dict[str, Any] | None, erasing: dict[str, Any] | None
+) -> tuple[Array, Array]:
+    """Mixes pairs and erases boxes, with the keywords of `mix` and of `erase`; None leaves one out."""
+    mixing_keys, erasing_keys = derive(keys, 2)
+    if mixing is not None:
+        count = images.shape[0]
+        check("examples to mix", count, count % PAIR == 0, "an even number, so that each has a partner")
+        images, targets = mix(mixing_keys, images, targets, blocks=count // PAIR, **mixing)
+    if erasing is not None:
+        images = erase(erasing_keys, images, **erasing)
+    return images, targets
 
 
 def partner(values: Array, blocks: int = 1) -> Array:
@@ -104,15 +174,17 @@ def erase(
     keys: Keys,
     images: Array,
     probability: Array | float = 0.25,
-    area: tuple[float, float] = (0.02, 1 / 3),
-    aspect: tuple[float, float] = (0.3, 3.3),
+    area: tuple[float, float] = AREA,
+    aspect: tuple[float, float] = ASPECT,
     mean: float = 0.5,
     deviation: float = 0.25,
+    fill: str = "pixel",
 ) -> Array:
-    """Overwrites a box of some images with noise, every value its own draw.
+    """Overwrites a box of some images with noise.
 
     The box has area A H W with A uniform and aspect height / width log-uniform, sides at most the image's, and lies
-    inside. The noise is normal, truncated to [0,1], so that the images stay images.
+    inside. The noise is normal, truncated to [0,1], so that the images stay images. Cutout (DeVries & Taylor 2017) is
+    a black box of one area and aspect 1 in every image.
 
     Args:
       keys: [B].
@@ -121,6 +193,7 @@ def erase(
       area: range of A.
       aspect: range of height / width.
       mean, deviation: of the noise, in pixel units of [0,1].
+      fill: "pixel" draws every value of the box, "colour" one value a channel of the box, "black" none: it is 0.
 
     Returns:
       images, shape and dtype kept.
@@ -128,7 +201,8 @@ def erase(
     Reference: Zhong et al. 2020, arXiv:1708.04896; figures of the noise for [0,1] images from robust training recipes.
     """
     check("erase deviation", deviation, deviation > 0, "positive")
-    height, width = images.shape[1:3]
+    check_choice("erase fill", fill, FILLS)
+    height, width, channels = images.shape[1:]
     choice, size, place, noise = derive(keys, 4)
     erased = jax.vmap(jax.random.uniform)(choice) < probability
     u = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(size)  # [B,2]
@@ -138,8 +212,9 @@ def erase(
     w = jnp.clip(jnp.round(jnp.sqrt(pixels / ratio)), 1, width)
     inside = boxes(place, height, width, h, w, contained=True)
     low, high = (0 - mean) / deviation, (1 - mean) / deviation
-    normal = jax.vmap(lambda key: jax.random.truncated_normal(key, low, high, images.shape[1:]))(noise)
-    drawn = jnp.clip(mean + deviation * normal, 0, 1).astype(images.dtype)
+    shape = (1, 1, channels) if fill == "colour" else (height, width, channels)
+    normal = jax.vmap(lambda key: jax.random.truncated_normal(key, low, high, shape))(noise)
+    drawn = jnp.clip(mean + deviation * normal, 0, 1).astype(images.dtype) if fill != "black" else 0
     return jnp.where((inside & erased[:, None, None])[..., None], drawn, images)
 
 
@@ -149,10 +224,20 @@ def derive(keys: Keys, count: int) -> tuple[Keys, ...]:
 
 
 def draw_lambda(keys: Keys, alpha: Array | float) -> Array:
-    """Returns lambda [B] ~ Beta(alpha, alpha), float32; 1 where alpha is 0."""
-    positive = jnp.where(jnp.asarray(alpha) > 0, alpha, 1.0).astype(jnp.float32)
-    lam = jax.vmap(lambda key: jax.random.beta(key, positive, positive))(keys)
-    return jnp.where(jnp.asarray(alpha) > 0, lam, 1.0)
+    """Returns lambda [B] ~ Beta(alpha, alpha), float32; 1 where alpha is 0.
+
+    With u, v uniform, c = cos(2 pi v) and p = u^(1 / alpha), t^2 = 2 alpha (1/p - 1) c^2 has Student's t of 2 alpha
+    degrees of freedom (Bailey 1994), and lambda = (1 + t / sqrt(2 alpha + t^2)) / 2 the Beta distribution wanted
+    (Devroye 1996, Random variate generation in one line of code). `jax.random.beta` rejects until it accepts, in a loop
+    over the batch, for which XLA gathers a sharded one.
+    """
+    alpha = jnp.asarray(alpha, jnp.float32)
+    u = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)  # [B,2]
+    p = u[:, 0] ** (1 / jnp.where(alpha > 0, alpha, 1.0))
+    c = jnp.cos(2 * jnp.pi * u[:, 1])
+    share = (1 - p) * c**2
+    share = share / jnp.maximum(share + p, jnp.finfo(jnp.float32).tiny)  # t^2 / (2 alpha + t^2)
+    return jnp.where(alpha > 0, (1 + jnp.sign(c) * jnp.sqrt(share)) / 2, 1.0)
 
 
 def boxes(keys: Keys, height: int, width: int, h: Array, w: Array, contained: bool = False) -> Array:

@@ -1,4 +1,4 @@
-"""Which fields of its section a chosen attack, objective, optimiser or model takes, and with which keywords it is made.
+"""Which fields of its section a chosen attack, objective, optimiser, model or augmentation takes, and how it is made.
 
 A field that the chosen one does not take has to stand at its default: nothing that a user set is dropped.
 """
@@ -11,6 +11,7 @@ from typing import Any
 from robust_vit import attacks, models, objectives
 from robust_vit import config as config_lib
 from robust_vit.config import ConfigDict
+from robust_vit.data import mixing
 from robust_vit.errors import check, lookup, nearest
 from robust_vit.training import optimizer, schedules
 from robust_vit.typing import Attack, Objective
@@ -100,6 +101,22 @@ def optimizer_keywords(section: ConfigDict) -> dict[str, Any]:
     chosen = f"{section.name} with schedule {section.schedule}"
     unchanged("optimizer", section, section, config_lib.base().optimizer, takes, chosen)
     return config_lib.keywords(section, factory) | {"name": section.name, "clip_norm": section.clip_norm}
+
+
+def augmentation(section: ConfigDict) -> mixing.Augment | None:
+    """Makes what happens to a batch on the device before the attack; None where nothing does.
+
+    Raises:
+      ValueError: for a value outside its range, or a changed field of what is not switched on.
+    """
+    mixes, both = section.mixup or section.cutmix, section.mixup and section.cutmix
+    taken = {"mixup", "cutmix", "erase"} | ({"mix_probability"} if mixes else set())
+    taken |= {"switch_probability"} if both else set()
+    taken |= {name for name in section if name.startswith("erase_")} if section.erase else set()
+    on = [name for name in ("mixup", "cutmix", "erase") if section[name]]
+    words = f"{' and '.join(on)} alone" if on else "an augmentation without mixup, cutmix and erase"
+    unchanged("augmentation", section, section, config_lib.base().augmentation, taken, words)
+    return _made("augmentation", mixing.build, config_lib.plain(section))
 
 
 def unchanged(

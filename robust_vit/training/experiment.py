@@ -66,6 +66,7 @@ def build(config: ConfigDict) -> Experiment:
         batch_norm=config.attack.batch_norm,
         steps_per_epoch=steps_per_epoch,
         extra_smoothing=config.data.extra.label_smoothing,
+        augment=chosen.augmentation(config.augmentation),
         awp_gamma=config.awp.gamma,
         awp_from_epoch=config.awp.from_epoch,
     )

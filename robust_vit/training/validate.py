@@ -16,7 +16,7 @@ from robust_vit import attacks, data, models, objectives
 from robust_vit import config as config_lib
 from robust_vit.attacks import norms
 from robust_vit.config import ConfigDict
-from robust_vit.data import host, pipeline, sources
+from robust_vit.data import host, mixing, pipeline, sources
 from robust_vit.errors import check, lookup
 from robust_vit.evaluation import suites
 from robust_vit.training import chosen, optimizer, schedules, trackers
@@ -73,6 +73,16 @@ def numbers(field: str, value: Any) -> None:
     check(field, value, fits, "a sequence of finite numbers, one a channel")
 
 
+def span(allowed: str, top: float) -> Rule:
+    """Two numbers, 0 < low <= high <= top."""
+
+    def rule(field: str, value: Any) -> None:
+        two = isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(x, int | float) for x in value)
+        check(field, value, two and 0 < value[0] <= value[1] <= top and math.isfinite(value[1]), allowed)
+
+    return rule
+
+
 def transforms(field: str, value: Any) -> None:
     """A sequence of transforms of `data.host`."""
     check(field, value, isinstance(value, list | tuple), "a sequence such as ('random_crop(32, padding=4)', 'flip')")
@@ -100,6 +110,7 @@ def listed(field: str, value: Any) -> None:
 POSITIVE = number("> 0 and finite", lambda x: x > 0)
 NOT_NEGATIVE = number(">= 0 and finite", lambda x: x >= 0)
 RATE = number("in [0, 1)", lambda x: 0 <= x < 1)
+PROBABILITY = number("in [0, 1]", lambda x: 0 <= x <= 1)
 finite = number("a finite number", lambda x: True)
 
 FIELDS: dict[str, Rule] = {
@@ -114,6 +125,14 @@ FIELDS: dict[str, Rule] = {
     "data.evaluation_transforms": transforms,
     "data.workers": whole(-1, 8 * (os.cpu_count() or 1)),
     "data.on_bad_image": one_of("error", "skip"),
+    "augmentation.mixup": NOT_NEGATIVE,
+    "augmentation.cutmix": NOT_NEGATIVE,
+    "augmentation.switch_probability": PROBABILITY,
+    "augmentation.mix_probability": PROBABILITY,
+    "augmentation.erase": PROBABILITY,
+    "augmentation.erase_area": span("(low, high), fractions of the image with 0 < low <= high <= 1", 1.0),
+    "augmentation.erase_aspect": span("(low, high) with 0 < low <= high", math.inf),
+    "augmentation.erase_fill": name(lambda: mixing.FILLS),
     "model.name": name(models.names),
     "model.drop_path": RATE,
     "model.dtype": one_of("float32", "bfloat16"),
@@ -205,6 +224,7 @@ def validate(config: ConfigDict, devices: int = 1) -> None:
     chosen.attack(config.attack)
     chosen.objective(config.objective)
     chosen.optimizer_keywords(config.optimizer)
+    chosen.augmentation(config.augmentation)
     batches(config, devices)
 
 
@@ -318,5 +338,9 @@ def batches(config: ConfigDict, devices: int) -> None:
     check("data.batch_size", size, size % devices == 0, f"divisible by the number of devices, {devices}")
     allowed = f"such that data.batch_size / accumulation divides over {devices} devices; the batch is {size}"
     check("optimizer.accumulation", parts, size % (parts * devices) == 0, allowed)
+    field = "mixup" if config.augmentation.mixup else "cutmix"
+    alpha, pairs = config.augmentation[field], size % (mixing.PAIR * devices) == 0
+    allowed = f"0 unless data.batch_size divides over {devices} devices in pairs, which mix; the batch is {size}"
+    check(f"augmentation.{field}", alpha, pairs or not alpha, allowed)
     evaluation = config.evaluation.batch_size
     check("evaluation.batch_size", evaluation, evaluation % devices == 0, f"divisible by {devices} devices")

@@ -1,10 +1,14 @@
 """MixUp, CutMix and random erasing against their formulas in float64 NumPy."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
+from robust_vit import config as config_lib
 from robust_vit import randomness
 from robust_vit.data import mixing
 
@@ -128,3 +132,87 @@ def test_dtypes_are_kept(batch):
 def test_blocks_must_divide_the_batch(batch):
     with pytest.raises(ValueError, match="mixing blocks = 3: must be a divisor of the batch, 8"):
         mixing.partner(batch[0], 3)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0, 4.0])
+def test_lambda_has_the_beta_distribution(alpha):
+    lam = np.asarray(DRAW(keys(4000), jnp.float32(alpha)), np.float64)
+    assert lam.min() >= 0 and lam.max() <= 1
+    assert stats.kstest(lam, stats.beta(alpha, alpha).cdf).pvalue > 0.05  # the keys are fixed, and with them this
+
+
+def test_lambda_stays_a_number_where_almost_all_mass_is_at_the_ends():
+    lam = np.asarray(DRAW(keys(4000), jnp.float32(1e-3)))
+    assert np.isfinite(lam).all() and np.mean((lam < 1e-3) | (lam > 1 - 1e-3)) > 0.95
+    assert abs(lam.mean() - 0.5) < 0.03
+
+
+def test_nothing_asked_for_builds_nothing_and_the_defaults_are_the_configurations():
+    assert mixing.build() is None and mixing.build(switch_probability=0.3) is None
+    defaults = {name: p.default for name, p in inspect.signature(mixing.build).parameters.items()}
+    assert defaults == config_lib.plain(config_lib.base().augmentation)
+
+
+@pytest.fixture(scope="module")
+def heavy():
+    """Mixed and erased, 512 examples of 2 x 2 values: what came out, and what went in."""
+    count = 512
+    images = jnp.asarray(np.random.default_rng(1).uniform(size=(count, 12, 12, 2)), jnp.float32)
+    targets = jax.nn.one_hot(jnp.arange(count) % K, K)
+    augment = jax.jit(mixing.build(mixup=0.8, cutmix=1.0, switch_probability=0.25, mix_probability=0.8, erase=0.0))
+    return (images, targets), augment(keys(count), images, targets)
+
+
+def test_pairs_are_each_others_partners_and_nobody_elses(heavy):
+    (images, targets), (mixed, soft) = (tuple(map(np.asarray, pair)) for pair in heavy)
+    swap = np.arange(len(images)) ^ 1
+    low, high = np.minimum(images, images[swap]), np.maximum(images, images[swap])
+    assert (mixed >= low - 1e-6).all() and (mixed <= high + 1e-6).all()
+    np.testing.assert_allclose(soft.sum(-1), 1, atol=1e-6)
+    own, other = soft[targets == 1], soft[targets[swap] == 1]
+    np.testing.assert_allclose(own + other, 1, atol=1e-6)
+
+
+def test_the_switch_and_the_probability_of_mixing_are_kept(heavy):
+    (images, _), (mixed, _) = (tuple(map(np.asarray, pair)) for pair in heavy)
+    kept = (mixed == images).mean((1, 2, 3))
+    mixup, same = np.mean(kept < 0.01), np.mean(kept == 1)
+    assert abs(mixup - 0.8 * 0.75) < 0.05
+    # CutMix at a lambda that leaves no pixel, or all of them, looks like no mixing or is the partner whole
+    assert 0.2 - 0.04 < same < 0.2 + 0.8 * 0.25 * 0.2 and mixup + same < 0.95
+
+
+@pytest.mark.parametrize("fill", mixing.FILLS)
+def test_erasing_fills_the_box_as_asked(fill):
+    images = jnp.full((64, 16, 16, 3), 2.0)
+    augment = mixing.build(erase=1.0, erase_area=(0.25, 0.25), erase_aspect=(1.0, 1.0), erase_fill=fill)
+    erased, _ = jax.jit(augment)(keys(64), images, jnp.zeros((64, K)))
+    changed = np.asarray(erased != 2).all(-1)
+    assert (changed.sum((1, 2)) == 64).all()  # 8 x 8 of 16 x 16, whole and inside
+    for image, inside in zip(np.asarray(erased), changed):
+        values = image[inside]
+        distinct = len(np.unique(values))
+        assert distinct == {"pixel": values.size, "colour": 3, "black": 1}[fill] or fill == "pixel" and distinct > 180
+        assert (values == 0).all() == (fill == "black")
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        (dict(mixup=-0.1), "mixup = -0.1: must be >= 0"),
+        (dict(erase=1.5), "erase = 1.5: must be a probability"),
+        (dict(cutmix=1.0, mix_probability=-1), "mix_probability = -1: must be a probability"),
+        (dict(erase=0.1, erase_area=(0.5, 0.2)), r"erase_area = \(0.5, 0.2\): must be 0 < low <= high <= 1"),
+        (dict(erase=0.1, erase_aspect=(0.0, 1.0)), r"erase_aspect = .*must be 0 < low"),
+        (dict(erase=0.1, erase_fill="pixels"), "erase_fill = 'pixels': must be one of .*did you mean 'pixel'"),
+    ],
+)
+def test_build_names_what_is_wrong(keywords, message):
+    with pytest.raises(ValueError, match=message):
+        mixing.build(**keywords)
+
+
+def test_an_example_without_a_partner_is_refused(batch):
+    images, targets = batch
+    with pytest.raises(ValueError, match="examples to mix = 7: must be an even number"):
+        mixing.build(mixup=1.0)(keys(7), images[:7], targets[:7])
