@@ -94,6 +94,14 @@ def test_random_resized_crop_covers_its_ranges():
     assert abs(np.log(ratio).mean()) < 0.08  # log-uniform: wide and tall alike
 
 
+def test_random_resized_crop_draws_again_what_does_not_fit():
+    """The range 0.8 to 1.2 of published CIFAR-10 runs."""
+    transform = host.RandomResizedCrop(32, scale=(0.8, 1.2), ratio=(0.95, 1.05))
+    boxes = np.array([transform.box(32, 32, rng(i)) for i in range(300)])
+    area = boxes[:, 2] * boxes[:, 3] / 32**2
+    assert 0.78 < area.min() < 0.85 and area.max() == 1 and boxes[:, 2:].max() == 32
+
+
 def test_reduced_jpeg_decoding_changes_the_crop_little():
     pixels = picture(480, 640)
     whole = Image.fromarray(pixels)
@@ -151,6 +159,17 @@ def test_color_jitter_moves_colours_within_its_range_and_keeps_the_rest():
     assert grey.shape == pixels.shape and abs(grey.mean() - pixels.mean()) < 8
 
 
+def test_what_an_image_does_not_allow_is_refused():
+    grey = picture(8, 8)[..., :1]
+    with pytest.raises(ValueError, match="color_jitter saturation = 0.4: must be 0 for images of 1 channel"):
+        host.ColorJitter(saturation=0.4)(grey, rng())
+    assert host.ColorJitter(brightness=0.4)(grey, rng()).shape == grey.shape
+    with pytest.raises(ValueError, match="random_crop padding = 8: must be at most 7, to be mirrored"):
+        host.RandomCrop(8, 8, reflect=True)(grey, rng())
+    with pytest.raises(ValueError, match="data transform = 5: must be text such as 'flip', or a function"):
+        host.build([5])
+
+
 def test_rgb_repeats_grey_and_keeps_colour():
     grey = picture(4, 5)[..., :1]
     assert np.array_equal(host.Rgb()(grey), np.repeat(grey, 3, -1))
@@ -182,6 +201,13 @@ def test_build_reads_names_with_arguments():
         ("random_resized_crop(8, scale=(1, 0.5))", "scale = "),
         ("resize_centre_crop(8, interpolation='cubic')", "interpolation = 'cubic'.*did you mean 'bicubic'"),
         ("resize_centre_crop(8, crop_fraction=1.5)", "crop_fraction = 1.5"),
+        ("flip(-0.1)", "flip p = -0.1: must be a probability"),
+        ("random_crop(8, padding=-1)", "random_crop padding = -1: must be a whole number >= 0"),
+        ("random_crop(7.5)", "random_crop size = 7.5"),
+        ("color_jitter(-0.4)", "color_jitter brightness = -0.4: must be >= 0"),
+        ("color_jitter('much')", "data transform = .*a value of the wrong kind"),
+        ("random_resized_crop(8, scale=0.5)", "random_resized_crop scale = 0.5: must be 0 < low <= high"),
+        ("random_resized_crop(8, scale=(1.1, 1.2))", "must be at most 1 at its low end"),
     ],
 )
 def test_build_names_what_is_wrong(wrong, message):

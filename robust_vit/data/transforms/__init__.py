@@ -1,0 +1,1 @@
+"""Transforms of single images on the host; `data.host` knows them by name."""
