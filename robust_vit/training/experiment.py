@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from robust_vit import attacks, data, parallel
@@ -51,6 +52,7 @@ def build(config: ConfigDict) -> Experiment:
     dataset.check()
     resolve(config, dataset)
     module = chosen.model(config.model.name, model_keywords(config))
+    _check_training_size(config.model.name, model_keywords(config), module, dataset)
     attack, objective = chosen.attack(config.attack), chosen.objective(config.objective)
     tx = optimizer.build(**chosen.optimizer_keywords(config.optimizer))
     steps_per_epoch = len(dataset.train) / config.data.batch_size
@@ -88,6 +90,30 @@ def build_data(config: ConfigDict) -> data.Dataset:
         evaluation_transforms=config_lib.plain(config.data.evaluation_transforms),
         **config_lib.plain(config.data.options),
     )
+
+
+def _check_training_size(name: str, keywords: dict[str, Any], module: Any, dataset: data.Dataset) -> None:
+    """Training images may be of another size than the evaluation's where the model takes both; it is traced for that.
+
+    Raises:
+      ValueError: where it does not.
+    """
+    trained, evaluated = (
+        pipeline.image_shape(dataset.train, transforms)
+        for transforms in (dataset.train_transforms, dataset.evaluation_transforms)
+    )
+    if trained == evaluated:
+        return
+
+    def both(key: jax.Array) -> jax.Array:
+        return module.apply(module.init(key, jnp.zeros((1, *evaluated))), jnp.zeros((1, *trained)))
+
+    try:
+        chosen.model(name, keywords | {"image_size": trained[:2]})
+        jax.eval_shape(both, jax.random.key(0))
+    except Exception as error:  # of a reshape, a kernel, an addition: each model fails in its own place
+        allowed = f"{evaluated}, as data.evaluation_transforms make them: {name} takes no two sizes"
+        raise ValueError(f"image shape after data.train_transforms = {trained}: must be {allowed}") from error
 
 
 def validation_attack(config: ConfigDict) -> Attack:
