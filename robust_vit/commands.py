@@ -24,6 +24,7 @@ COMMANDS = {
     "convert": ("robust_vit.convert", "weights from PyTorch checkpoints, and back"),
     "models": ("robust_vit.models.__main__", "list the architectures with parameters and multiply-adds"),
     "compare": ("robust_vit.compare", "runs side by side, with the paired difference"),
+    "preview": ("robust_vit.preview", "draw what augmentation makes of the training images"),
     "doctor": ("robust_vit.doctor", "is this installation fit to compute? versions, devices, numerical checks"),
 }
 HELP = ("-h", "-help", "--help", "--helpfull")
