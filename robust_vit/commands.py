@@ -23,6 +23,7 @@ COMMANDS = {
     "label": ("robust_vit.label", "pseudo-labels for images by a run or converted weights, to train on"),
     "convert": ("robust_vit.convert", "weights from PyTorch checkpoints, and back"),
     "models": ("robust_vit.models.__main__", "list the architectures with parameters and multiply-adds"),
+    "sweep": ("robust_vit.sweep", "variants of a run one after another, and their table; or their command lines"),
     "compare": ("robust_vit.compare", "runs side by side, with the paired difference"),
     "preview": ("robust_vit.preview", "draw what augmentation makes of the training images"),
     "doctor": ("robust_vit.doctor", "is this installation fit to compute? versions, devices, numerical checks"),

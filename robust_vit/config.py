@@ -240,14 +240,41 @@ def load_file(path: str | pathlib.Path) -> ConfigDict:
 
     Args:
       path: a file (`configs/digits.py:standard`), or a name of `available()` (`digits:standard`): of `configs/` in the
-        working directory, or of those that come with the package.
+        working directory, or of those that come with the package. The end of a name will do where only one ends so:
+        `xcit_s12_eps8` for `imagenet/light_recipe/xcit_s12_eps8`.
 
     Raises:
       ValueError: if there is no such file, or it does not make a configuration.
     """
+    file, argument, module = _module(path)
+    make = getattr(module, "get_config", None)
+    check("config", file, callable(make), "a file with a function get_config")
+    takes = len(inspect.signature(make).parameters)
+    check("config", str(path), takes or not argument, f"{file}, whose get_config takes no argument")
+    config = make(argument) if argument else make()
+    check("config", file, isinstance(config, ConfigDict), "a file whose get_config returns a ConfigDict")
+    return config
+
+
+def sweeps(path: str | pathlib.Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """What the function `sweeps` of a configuration's file returns, {name: {variant: {field: value}}}; {} without one.
+
+    A file with one sweep may have a function `sweep` instead, which returns the variants.
+    """
+    file, _, module = _module(path)
+    made = module.sweeps() if hasattr(module, "sweeps") else {}
+    made |= {"sweep": module.sweep()} if hasattr(module, "sweep") else {}
+    variants = [variant for one in made.values() if isinstance(one, dict) for variant in one.values()]
+    fits = all(isinstance(one, dict) and one for one in (*made.values(), *variants))
+    check("config", file, fits, "a file whose sweeps return {name: {variant: {field: value}}}")
+    return made
+
+
+def _module(path: str | pathlib.Path) -> tuple[str, str, Any]:
+    """Executes a configuration's file; returns the file, what follows the colon, and the module."""
     file, _, argument = str(path).partition(":")
     if not file.endswith(".py"):
-        file = str(lookup("config", file, _files()))
+        file = str(_named(file))
     if not pathlib.Path(file).is_file():
         raise ValueError(f"config = {file!r}: no such file{nearest(pathlib.Path(file).stem, _files())}")
     spec = importlib.util.spec_from_file_location("experiment", file)
@@ -256,13 +283,14 @@ def load_file(path: str | pathlib.Path) -> ConfigDict:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise ValueError(f"config = {file!r}: line {error.lineno}: {error.msg}") from None
-    make = getattr(module, "get_config", None)
-    check("config", file, callable(make), "a file with a function get_config")
-    takes = len(inspect.signature(make).parameters)
-    check("config", str(path), takes or not argument, f"{file}, whose get_config takes no argument")
-    config = make(argument) if argument else make()
-    check("config", file, isinstance(config, ConfigDict), "a file whose get_config returns a ConfigDict")
-    return config
+    return file, argument, module
+
+
+def _named(name: str) -> pathlib.Path:
+    """The file of a name, or of the only name that ends so."""
+    known = _files()
+    ends = [full for full in known if full.endswith(f"/{name}")]
+    return lookup("config", ends[0] if name not in known and len(ends) == 1 else name, known)
 
 
 def explain_override(name: str, config: ConfigDict) -> str:

@@ -23,7 +23,18 @@ FLOORS = {
     "measurement": ("analysis", "evaluation"),
     "training": ("training",),
     "classifier": ("batching", "classifier", "foreign", "loading", "subject"),
-    "commands": ("commands", "compare", "convert", "doctor", "evaluate", "label", "main", "models.__main__", "preview"),
+    "commands": (
+        "commands",
+        "compare",
+        "convert",
+        "doctor",
+        "evaluate",
+        "label",
+        "main",
+        "models.__main__",
+        "sweep",
+        "preview",
+    ),
 }
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS.values()) for room in rooms}
 

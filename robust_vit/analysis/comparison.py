@@ -77,7 +77,7 @@ def compare(runs: Sequence[str | pathlib.Path], suites: Sequence[str] = ()) -> l
     )
     chosen = list(suites) or shared
     return [
-        _row(suite, name, entry[suite], None if i == 0 else entries[0][suite])
+        row(suite, name, entry[suite], None if i == 0 else entries[0][suite])
         for suite in chosen
         for i, (name, entry) in enumerate(zip(names, entries))
         if suite in entry
@@ -100,7 +100,7 @@ def _check_same_data(first: str, a: Mapping[str, Any], second: str, b: Mapping[s
     check(f"data of {second}", (b.get("split"), b["data"]), same, allowed)
 
 
-def _row(suite: str, name: str, entry: Mapping[str, Any], first: Mapping[str, Any] | None) -> Row:
+def row(suite: str, name: str, entry: Mapping[str, Any], first: Mapping[str, Any] | None) -> Row:
     if first is None:
         return Row(suite, name, entry, None)
     a, b = record.settings(first), record.settings(entry)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from robust_vit import attacks, models, parallel, randomness
+from robust_vit import attacks, models, parallel, provenance, randomness
 from robust_vit.analysis import plots
 from robust_vit.config import ConfigDict
 from robust_vit.evaluation import record, suites, tables
@@ -17,10 +17,11 @@ from robust_vit.training import checkpoint
 from robust_vit.training.experiment import Experiment, evaluation_batches
 
 PICTURED = 8  # images in examples.png
+FINISHED = "finished.json"  # in the folder of a run that has come to its end, the evaluation included
 
 
 def finish(experiment: Experiment, workdir: pathlib.Path) -> dict[str, Any]:
-    """Evaluates on the test split and draws `curves.png`, `examples.png` and `sweep.png`.
+    """Evaluates on the test split, draws `curves.png`, `examples.png` and `sweep.png`, and marks the run as finished.
 
     Args:
       experiment: the run's parts.
@@ -40,6 +41,7 @@ def finish(experiment: Experiment, workdir: pathlib.Path) -> dict[str, Any]:
         tables.show(result, class_names=context.class_names)
         draw_curves(config, workdir, step)
         draw(context, workdir, result)
+        provenance.write_json(workdir / FINISHED, {"step": step})
     return result
 
 
