@@ -74,10 +74,10 @@ class Examples:
         return np.asarray(mixed), np.asarray(targets)
 
     def words(self, targets: np.ndarray) -> list[str]:
-        """The classes of each example, with their shares where there are several."""
+        """The classes of each example, a line each, with their shares where there are several."""
         names = self.names or [str(k) for k in range(self.num_classes)]
         found = [[(names[k], row[k]) for k in np.argsort(-row) if row[k] > 5e-3] for row in targets]
-        return [one[0][0] if len(one) == 1 else " ".join(f"{share:.2f} {name}" for name, share in one) for one in found]
+        return ["\n".join(f"{share:.2f} {name}" if len(one) > 1 else name for name, share in one) for one in found]
 
 
 def configured(
@@ -145,8 +145,8 @@ def sheet(rows: Sequence[Row], out: Any = None, title: str = "") -> "Figure":
     from robust_vit.analysis import plots
 
     with mpl.rc_context(plots.STYLE | {"axes.grid": False}):
-        captioned = sum(any(row.captions) for row in rows)
-        height = 0.5 + 1.05 * len(rows) + 0.2 * captioned
+        captions = sum(max(caption.count("\n") + bool(caption) for caption in row.captions) for row in rows)
+        height = 0.5 + 1.05 * len(rows) + 0.15 * captions
         figure, grid = plots._figure(11.4, height, len(rows), len(rows[0].images), squeeze=False)
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")

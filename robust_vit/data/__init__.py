@@ -6,8 +6,8 @@
 
 `sources` names the data sets and reads where they are, `splits` decides who is train, validation and test, `extra` is a
 second source to train on, `catalogue` says what a split holds, `checks` whether the splits fit each other; `decoding`
-reads pixels, `host` crops and flips, `pipeline` makes the batches out of `loading`'s examples. `mixing` (MixUp, CutMix,
-random erasing) runs on the device.
+reads pixels, `host` builds what `transforms` holds by name (crops, colours, affine maps, RandAugment, AugMix),
+`pipeline` makes the batches out of `loading`'s examples. `mixing` (MixUp, CutMix, random erasing) runs on the device.
 """
 
 import dataclasses

@@ -185,7 +185,8 @@ def test_build_reads_names_with_arguments():
         host.RandomResizedCrop(224, scale=(0.25, 1)),
         host.Rgb(),
     )
-    assert pickle.loads(pickle.dumps(built)) == built
+    every = host.build(["rotation(5)", "random_affine", "rand-m9", "augmix", "color_jitter", "resize_centre_crop(8)"])
+    assert pickle.loads(pickle.dumps(built + every)) == built + every  # to workers
     assert host.names() == sorted(host.TRANSFORMS)
 
 

@@ -113,6 +113,19 @@ def test_erase_overwrites_a_box_of_allowed_area():
     assert jnp.array_equal(ERASE(keys(256), images, 0.0), images)
 
 
+def test_erased_boxes_have_uniform_areas_and_log_uniform_aspects():
+    images = jnp.full((600, 40, 40, 1), 2.0)
+    black = jax.jit(mixing.build(erase=1.0, erase_fill="black"))(keys(600), images, jnp.zeros((600, K)))[0]
+    gone = np.asarray(black[..., 0] == 0)
+    height, width = gone.any(2).sum(1), gone.any(1).sum(1)
+    area, aspect = height * width / 1600, np.log(height / width)
+    assert np.array_equal(gone.sum((1, 2)), height * width)  # whole: nothing sticks out
+    assert stats.kstest(area, stats.uniform(0.02, 1 / 3 - 0.02).cdf).statistic < 0.08
+    assert stats.kstest(aspect, stats.uniform(np.log(0.3), np.log(3.3 / 0.3)).cdf).statistic < 0.08
+    first = gone.any(2).argmax(1) / np.maximum(40 - height, 1)  # of the places that hold the box whole
+    assert abs(first.mean() - 0.5) < 0.04 and first.min() == 0 and first.max() == 1
+
+
 def test_one_example_depends_on_its_key_and_partner_only(batch):
     """The same two neighbours in another batch mix alike: no draw is shared by the batch."""
     images, targets = batch
