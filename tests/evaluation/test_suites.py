@@ -12,7 +12,7 @@ import pytest
 import rich.console
 
 from robust_vit import attacks
-from robust_vit.evaluation import Measurer, record, suites, tables
+from robust_vit.evaluation import Measurer, masking, record, suites, tables
 
 RANK_PROMOTION = "allow"  # of the models that are made here
 
@@ -219,3 +219,24 @@ def test_command_line_is_recorded_as_typed():
     program = "from robust_vit.evaluation import record; print(record.environment()['command'])"
     ran = subprocess.run([sys.executable, "-c", program, "--suite=clean"], capture_output=True, text=True, check=True)
     assert ran.stdout.strip().endswith("--suite=clean")
+
+
+def test_a_threat_stands_for_norm_and_epsilon(context):
+    given = {"logits_fn": context.logits_fn, "batches": context.batches}
+    made = suites.Context(**given, threat="l2-0.5")
+    assert (made.norm, made.epsilon) == ("l2", 0.5)
+    assert dataclasses.replace(made, steps=3).epsilon == 0.5  # a copy says it once
+    with pytest.raises(ValueError, match="threat = 'l2-0.5': must be left out where norm and epsilon are given"):
+        suites.Context(**given, norm="l2", epsilon=0.5, threat="l2-0.5")
+    with pytest.raises(ValueError, match="norm = None: must be given, or threat"):
+        suites.Context(**given)
+
+
+def test_the_masking_report_takes_a_threat(context):
+    batch = context.batches()[0]
+    with pytest.raises(ValueError, match="threat = 'linf-0.1': must be left out"):
+        masking.report(context.logits_fn, batch["image"], batch["label"], epsilon=0.1, threat="linf-0.1")
+    with pytest.raises(ValueError, match="norm = 'l3'"):
+        masking.report(context.logits_fn, batch["image"], batch["label"], norm="l3", epsilon=0.1)
+    with pytest.raises(ValueError, match=r"epsilon = 0.0: must be above 0"):
+        masking.report(context.logits_fn, batch["image"], batch["label"], threat="linf-0")

@@ -244,7 +244,7 @@ class Evaluation:
         compiled = self.judge.compile_seconds
         tally = scheduler.schedule(
             run, model, self.points, rows, chain,
-            examine=self.examiner, report=functools.partial(self._report, part, chain, dtype), seed=given.seed,
+            examine=self.examiner, on_outcome=functools.partial(self._note, part, chain, dtype), seed=given.seed,
             slots=slots, chunk=runs.chunk(part), window=given.batch_size, known=known, mesh=given.mesh,
         )  # fmt: skip
         row.add(tally, runs.cost(run, part, self.classes), self.judge.compile_seconds - compiled)
@@ -285,7 +285,7 @@ class Evaluation:
             self.standings.broke(row, part.name, item, image)
         return replay.known
 
-    def _report(
+    def _note(
         self, part: Part, chain: Chain, dtype: str, row: int, item: int, status: str, ticks: int, image: Any
     ) -> None:
         """What happens when an item is over: it is noted, and a broken point leaves those that stand."""

@@ -26,6 +26,7 @@ from robust_vit.attacks import norms
 from robust_vit.evaluation.callables import as_logits_fn
 from robust_vit.evaluation.masking import checks, findings, probes
 from robust_vit.evaluation.masking.findings import Finding
+from robust_vit.threat import Threat, resolve
 from robust_vit.typing import Array, LogitsFn
 
 
@@ -85,8 +86,9 @@ def report(
     images: Array,
     labels: Array,
     *,
-    norm: str,
-    epsilon: float,
+    norm: str | None = None,
+    epsilon: float | None = None,
+    threat: Threat | str | None = None,
     seed: int = 0,
     batch_size: int = 64,
     steps: int = 30,
@@ -102,6 +104,7 @@ def report(
       labels: [N] int.
       norm: "linf", "l2" or "l1".
       epsilon: radius of the ball, in units of the [0,1] pixel range.
+      threat: a `Threat` or its text, "linf-8/255", in place of norm and epsilon.
       seed: of every draw.
       batch_size: points in one compiled call.
       steps: of the gradient walks.
@@ -116,6 +119,7 @@ def report(
     Raises:
       ValueError: for a bad argument, outputs that are no real numbers [B,K], or if no point is classified correctly.
     """
+    norm, epsilon = resolve(threat, norm, epsilon)
     images, labels = _checked(images, labels, norm, epsilon, batch_size, steps, queries)
     indices = np.arange(len(labels)) if indices is None else np.asarray(indices)
     logits_fn = _real_logits(as_logits_fn(logits_fn), images[:batch_size])

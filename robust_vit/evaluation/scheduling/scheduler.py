@@ -37,7 +37,7 @@ LANES = 2  # tiles in flight
 # are not numbers and did not break the point, which shows nothing.
 SURVIVED, BROKEN, NONFINITE = "survived", "broken", "non-finite logits"
 Examine = Callable[[list[int], np.ndarray], list[str]]
-Report = Callable[[int, int, str, int, np.ndarray | None], None]
+OnOutcome = Callable[[int, int, str, int, np.ndarray | None], None]
 
 
 def schedule(
@@ -48,7 +48,7 @@ def schedule(
     chain: Chain,
     *,
     examine: Examine,
-    report: Report,
+    on_outcome: OnOutcome,
     seed: int,
     slots: int,
     chunk: int,
@@ -65,7 +65,8 @@ def schedule(
       rows: which of them to attack.
       chain: restarts and targets.
       examine: (rows, images [n,H,W,C]) -> [n] fault of each claim, "" for none: the judge of every claim, in float32.
-      report: called with (row, item, status, ticks, image or None) when an item is over; see `ledger.Outcome.status`.
+      on_outcome: called with (row, item, status, ticks, image or None) when an item is over; the words of `status` are
+        those of `ledger.Entry`.
       seed: of the evaluation.
       slots: size of a tile; a multiple of the number of devices.
       chunk: most steps between two looks at the tile.
@@ -79,7 +80,7 @@ def schedule(
     table = SlotTable(rows, len(chain), LANES * slots, window, known or {})
     tally = Tally()
     logits_fn = logits_fn if mesh is None else parallel.replicate(mesh, logits_fn)
-    claims = Claims(table, examine, report, slots)
+    claims = Claims(table, examine, on_outcome, slots)
     with futures.ThreadPoolExecutor(LANES) as pool:
         lanes = [
             Machine(run, logits_fn, points, chain, seed, range(first, first + slots), mesh, tally, pool)
@@ -88,13 +89,13 @@ def schedule(
         while True:
             for machine in lanes:
                 if machine.running:
-                    _settle(machine, table, claims, report)
+                    _settle(machine, table, claims, on_outcome)
                 _launch(machine, table, chunk)
             if not any(machine.running for machine in lanes) and not claims.judge():
                 return tally  # otherwise a claim was refused: its point is back in play
 
 
-def _settle(machine: Machine, table: SlotTable, claims: "Claims", report: Report) -> None:
+def _settle(machine: Machine, table: SlotTable, claims: "Claims", on_outcome: OnOutcome) -> None:
     """Waits for a tile and takes out what is over."""
     turn = machine.collect(table)
     over = [slot for slot in table.within(machine.slots, busy=True) if turn.finished[slot - machine.slots.start]]
@@ -106,7 +107,7 @@ def _settle(machine: Machine, table: SlotTable, claims: "Claims", report: Report
         if turn.broken[place]:
             claims.add(row, item, ticks, np.array(images[place]))
         else:
-            report(row, item, NONFINITE if turn.non_finite[place] else SURVIVED, ticks, None)
+            on_outcome(row, item, NONFINITE if turn.non_finite[place] else SURVIVED, ticks, None)
 
 
 def _launch(machine: Machine, table: SlotTable, chunk: int) -> None:
@@ -125,8 +126,8 @@ class Claims:
     count as broken.
     """
 
-    def __init__(self, table: SlotTable, examine: Examine, report: Report, size: int):
-        self.table, self.examine, self.report, self.size = table, examine, report, size
+    def __init__(self, table: SlotTable, examine: Examine, on_outcome: OnOutcome, size: int):
+        self.table, self.examine, self.on_outcome, self.size = table, examine, on_outcome, size
         self.held: list[tuple[int, int, int, np.ndarray]] = []
 
     def add(self, row: int, item: int, ticks: int, image: np.ndarray) -> None:
@@ -143,7 +144,7 @@ class Claims:
         for (row, item, ticks, image), fault in zip(held, faults):
             if fault:
                 self.table.refuse(row, item)
-            self.report(row, item, fault or BROKEN, ticks, None if fault else image)
+            self.on_outcome(row, item, fault or BROKEN, ticks, None if fault else image)
         return any(faults)
 
 

@@ -16,6 +16,7 @@ from robust_vit.attacks import norms
 from robust_vit.evaluation import fingerprint
 from robust_vit.evaluation.callables import as_logits_fn
 from robust_vit.evaluation.measure import Batch, Measurer, padded
+from robust_vit.threat import Threat, resolve
 from robust_vit.typing import LogitsFn, Variables
 
 ADAPTIVE = ("straight_through",)
@@ -45,6 +46,7 @@ class Context:
         the same to the bit; "" differentiates the classifier as it is.
       options: what single suites take besides, see `suites.OPTIONS`.
       say: takes one line of progress.
+      threat: a `Threat` or its text, "linf-8/255", in place of norm and epsilon, which then hold what it says.
 
     Raises:
       ValueError: for a field out of its range.
@@ -52,8 +54,8 @@ class Context:
 
     logits_fn: LogitsFn
     batches: Callable[[], Iterable[Batch]]
-    norm: str
-    epsilon: float
+    norm: str | None = None
+    epsilon: float | None = None
     steps: int = 50
     restarts: int = 5
     step_size: float | None = None
@@ -69,8 +71,11 @@ class Context:
     adaptive: str = ""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     say: Callable[[str], None] = lambda line: None
+    threat: Threat | str | None = None
 
     def __post_init__(self) -> None:
+        self.norm, self.epsilon = resolve(self.threat, self.norm, self.epsilon)
+        self.threat = None  # said by norm and epsilon from here on, also in copies
         errors.lookup("norm", self.norm, norms.BALLS)
         largest = 1.0 if self.norm == "linf" else math.inf
         within = 0 <= self.epsilon <= largest and math.isfinite(self.epsilon)

@@ -89,7 +89,7 @@ def run(problem, rows=None, *, accept=lambda rows: [""] * len(rows), items=3, fa
             found[row] = item, image
 
     rows = range(len(points.labels)) if rows is None else rows
-    keywords = {"slots": 8, "chunk": 3, "examine": lambda rows, images: accept(rows), "report": report, **keywords}
+    keywords = {"slots": 8, "chunk": 3, "examine": lambda rows, images: accept(rows), "on_outcome": report, **keywords}
     tally = schedule(Toy(), logits_fn, points, list(rows), chain(points, items), seed=5, **keywords)
     assert len(seen) == len(set(seen))
     return found, tally
@@ -151,7 +151,7 @@ def test_what_a_report_raises_ends_the_schedule(problem):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(problem, report=interrupt)
+        run(problem, on_outcome=interrupt)
 
 
 def test_known_items_are_not_run_again(problem):
