@@ -35,12 +35,14 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from robust_vit.attacks import aliases, losses, norms
+from robust_vit.attacks import aliases, losses, minimal, norms
 from robust_vit.attacks.autoattack.apgd import apgd_run
 from robust_vit.attacks.autoattack.fab import fab_run
 from robust_vit.attacks.autoattack.factories import apgd, fab, square
 from robust_vit.attacks.autoattack.square.search import square_run
 from robust_vit.attacks.fgsm import fgsm
+from robust_vit.attacks.minimal.ddn import ddn
+from robust_vit.attacks.minimal.fmn import fmn
 from robust_vit.attacks.pgd import pgd
 from robust_vit.attacks.straight_through import straight_through
 from robust_vit.errors import lookup
@@ -49,8 +51,10 @@ from robust_vit.typing import Attack
 
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "apgd": apgd,
+    "ddn": ddn,
     "fab": fab,
     "fgsm": fgsm,
+    "fmn": fmn,
     "pgd": pgd,
     "square": square,
 }
@@ -111,11 +115,14 @@ __all__ = [
     "apgd",
     "apgd_run",
     "build",
+    "ddn",
     "factory",
     "fab",
     "fab_run",
     "fgsm",
+    "fmn",
     "losses",
+    "minimal",
     "names",
     "norms",
     "options",

@@ -98,19 +98,20 @@ def check(
     count = min(POINTS, len(images), slots)
     model = as_logits_fn(logits_fn)
     inputs = (np.asarray(as_float(np.asarray(images[:count]))), *(() if keys is None else (keys[:count],)))
-    classes = jax.eval_shape(lambda model, *inputs: model(*inputs), model, *inputs).shape[1]
-    mixture = np.random.default_rng(0).standard_normal((count, classes)).astype(np.float32)
-    body = _both if _has_gradient(model, mixture, *inputs) else _forward
-    reference = plain.run(body, model, mixture, *inputs)
+    program = jax.make_jaxpr(lambda model, *inputs: model(*inputs))(model, *inputs)  # a deep model is slow to trace
+    mixture = np.random.default_rng(0).standard_normal((count, program.out_avals[0].shape[1])).astype(np.float32)
+    body, traced = _traced(model, mixture, *inputs)
+    reference = plain.evaluate(traced, model, mixture, *inputs)
     found = [_apart(a, b) for a, b in zip(_compiled(body, model, slots, mesh, effort, mixture, *inputs), reference)]
     if body is _both:  # the forward pass alone is another program: fused otherwise, as nothing is kept for the gradient
         found[0] = max(
             found[0], _apart(_compiled(_forward, model, slots, mesh, effort, mixture, *inputs)[0], reference[0])
         )
-    rounding = _rounding(model, *inputs)
-    allowed = [_explained(rounding, model, *inputs)] * len(found)
+    operations = list(_operations(program.jaxpr))
+    rounding = _rounding(operations)
+    allowed = [_explained(rounding, operations)] * len(found)
     if any(difference > limit for difference, limit in zip(found, allowed)):
-        spread = _spread(body, model, reference, rounding, mixture, *inputs)
+        spread = _spread(traced, model, reference, rounding, mixture, *inputs)
         allowed = [max(limit, MARGIN * scale) for limit, scale in zip(allowed, spread)]
     if body is _forward:
         found, allowed = [*found, None], [*allowed, None]
@@ -131,12 +132,12 @@ def _both(model: LogitsFn, mixture: Array, images: Array, *more: Array) -> tuple
     return logits, pull_back(mixture)[0]
 
 
-def _has_gradient(model: LogitsFn, mixture: np.ndarray, *inputs: Any) -> bool:
+def _traced(*arguments: Any) -> tuple[Any, Any]:
+    """What is compared, and its program: the forward pass alone of a classifier without a gradient."""
     try:
-        jax.eval_shape(_both, model, mixture, *inputs)
+        return _both, jax.make_jaxpr(_both)(*arguments)
     except (TypeError, ValueError, NotImplementedError):  # a host callback, or another custom operation
-        return False
-    return True
+        return _forward, jax.make_jaxpr(_forward)(*arguments)
 
 
 def _compiled(
@@ -179,39 +180,37 @@ def _apart(batch: np.ndarray, points: np.ndarray) -> float:
 
 
 def _spread(
-    body: Any, model: LogitsFn, reference: list[np.ndarray], rounding: float, mixture: Any, points: Any, *more: Any
+    traced: Any, model: LogitsFn, reference: list[np.ndarray], rounding: float, mixture: Any, points: Any, *more: Any
 ) -> list[float]:
     """How far the plain program's own results move with its images."""
     draws = np.random.default_rng(1)
     spread = [0.0] * len(reference)
     for move in MOVES:
         moved = points + move * rounding * draws.uniform(-1, 1, points.shape).astype(np.float32)
-        found = plain.run(body, model, mixture, np.clip(moved, 0, 1), *more)
+        found = plain.evaluate(traced, model, mixture, np.clip(moved, 0, 1), *more)
         spread = [max(known, _apart(value, before)) for known, value, before in zip(spread, found, reference)]
     return spread
 
 
-def _rounding(model: LogitsFn, *inputs: Any) -> float:
+def _rounding(operations: list[Any]) -> float:
     """The relative rounding of the coarsest arithmetic in the program."""
-    coarsest = max((_coarseness(operation) for operation in _operations(model, *inputs)), default=0.0)
+    coarsest = max(map(_coarseness, operations), default=0.0)
     return max(coarsest, float(jnp.finfo(jnp.float32).eps) / 2)
 
 
-def _explained(rounding: float, model: LogitsFn, *inputs: Any) -> float:
+def _explained(rounding: float, operations: list[Any]) -> float:
     """The difference that rounding may make in any program of these sums."""
-    longest = max((_terms(operation) for operation in _operations(model, *inputs)), default=1.0)
+    longest = max(map(_terms, operations), default=1.0)
     return min(MOST, rounding * (ROUNDINGS + OF_SUMS * math.sqrt(longest)))
 
 
-def _operations(model: LogitsFn, *inputs: Any) -> Iterator[Any]:
-    def inside(jaxpr: Any) -> Iterator[Any]:
-        for operation in jaxpr.eqns:
-            yield operation
-            for inner in jax.tree.leaves(list(operation.params.values()), is_leaf=_is_program):
-                if _is_program(inner):
-                    yield from inside(getattr(inner, "jaxpr", inner))
-
-    yield from inside(jax.make_jaxpr(lambda model, *inputs: model(*inputs))(model, *inputs).jaxpr)
+def _operations(jaxpr: Any) -> Iterator[Any]:
+    """Every operation of a program, those of the programs inside it too."""
+    for operation in jaxpr.eqns:
+        yield operation
+        for inner in jax.tree.leaves(list(operation.params.values()), is_leaf=_is_program):
+            if _is_program(inner):
+                yield from _operations(getattr(inner, "jaxpr", inner))
 
 
 def _coarseness(operation: Any) -> float:

@@ -38,9 +38,13 @@ def run(function: Callable[..., Any], *arguments: Any) -> Any:
       What the function returns, with NumPy arrays for leaves.
     """
     closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    return jax.tree.unflatten(jax.tree.structure(shape), evaluate(closed, *arguments))
+
+
+def evaluate(closed: Any, *arguments: Any) -> list[Any]:
+    """Evaluates a program that was traced with such arguments; returns its results in their order."""
     with np.errstate(all="ignore"):
-        found = _evaluate(closed, [_numpy(leaf) for leaf in jax.tree.leaves(arguments)])
-    return jax.tree.unflatten(jax.tree.structure(shape), found)
+        return _evaluate(closed, [_numpy(leaf) for leaf in jax.tree.leaves(arguments)])
 
 
 def _numpy(value: Any) -> Any:

@@ -21,12 +21,14 @@ from robust_vit.attacks import losses, norms
 # loss that it promises not to lower.
 CHEAP = {
     "apgd": {"steps": 5},
+    "ddn": {"steps": 12, "norms": ["l2"], "measure": "margin"},
     "fab": {"steps": 5, "targets": 2},
     "fgsm": {},
+    "fmn": {"steps": 12, "measure": "margin"},
     "pgd": {"steps": 3},
     "square": {"queries": 20, "measure": "margin"},
 }
-EPSILON = {"linf": 0.1, "l2": 0.7, "l1": 2.0}
+EPSILON = {"linf": 0.1, "l2": 1.2, "l1": 2.0}
 SHAPES = [(2, 5, 7, 3), (3, 6, 4, 1)]
 
 PAIRS = [(name, norm) for name in attacks.names() for norm in CHEAP.get(name, {}).get("norms", sorted(norms.BALLS))]
