@@ -107,7 +107,8 @@ def test_every_field_of_a_section_is_taken_by_something():
     base = config_lib.base()
     keywords = {name for factory in attacks.ATTACKS.values() for name in chosen.parameters(factory)}
     assert set(base.attack) <= keywords | set(chosen.OF_TRAINING)
-    assert set(base.objective) <= {"name"} | {n for f in objectives.OBJECTIVES.values() for n in chosen.parameters(f)}
+    own = {"name", "options", "teacher"}
+    assert set(base.objective) <= own | {n for f in objectives.OBJECTIVES.values() for n in chosen.parameters(f)}
     for name in optimizer.OPTIMIZERS:
         for schedule in schedules.LEARNING_RATES:
             chosen.optimizer_keywords(config(optimizer__name=name, optimizer__schedule=schedule).optimizer)
@@ -130,6 +131,8 @@ def training_with(name):
     made.data.batch_size = made.evaluation.batch_size = 8
     if name == "square":
         made.attack.options.queries = 5
+    if name == "ddn":
+        made.attack.norm = "l2"  # it knows no other
     parts = experiment.build(made)
     return parts, functools.partial(state.create, parts.module, parts.tx, parts.dataset.image_shape, 0, False)
 
