@@ -3,9 +3,9 @@
     augment = mixing.build(mixup=0.8, cutmix=1.0, erase=0.25)       # the heavy augmentation of ImageNet recipes
     images, targets = augment(keys, images, targets)                # of `training.step`, before the attack
 
-Every draw comes from the example's own key, and none loops until it is accepted, which sharded batches would have to
-agree on. The partner of an example is its neighbour within a block of the batch; `build` mixes pairs, so that no pixel
-crosses devices and the result is the same on any number of them. Mixed images stay in [0,1] and mixed targets stay
+Every draw comes from the example's own key, without rejection: XLA gathers a sharded batch for a loop over it. The
+partner of an example is its neighbour within a block of the batch; `build` mixes pairs, so that no pixel crosses
+devices and the result is the same on any number of them. Mixed images stay in [0,1] and mixed targets stay
 distributions, so that an attack takes both as they are.
 """
 
@@ -228,15 +228,14 @@ def draw_lambda(keys: Keys, alpha: Array | float) -> Array:
 
     With u, v uniform, c = cos(2 pi v) and p = u^(1 / alpha), t^2 = 2 alpha (1/p - 1) c^2 has Student's t of 2 alpha
     degrees of freedom (Bailey 1994), and lambda = (1 + t / sqrt(2 alpha + t^2)) / 2 the Beta distribution wanted
-    (Devroye 1996, Random variate generation in one line of code). `jax.random.beta` rejects until it accepts, in a loop
-    over the batch, for which XLA gathers a sharded one.
+    (Devroye 1996, Random variate generation in one line of code). `jax.random.beta` rejects in a loop.
     """
     alpha = jnp.asarray(alpha, jnp.float32)
     u = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)  # [B,2]
-    p = u[:, 0] ** (1 / jnp.where(alpha > 0, alpha, 1.0))
+    log_p = jnp.log(u[:, 0]) / jnp.where(alpha > 0, alpha, 1.0)
     c = jnp.cos(2 * jnp.pi * u[:, 1])
-    share = (1 - p) * c**2
-    share = share / jnp.maximum(share + p, jnp.finfo(jnp.float32).tiny)  # t^2 / (2 alpha + t^2)
+    share = -jnp.expm1(log_p) * c**2
+    share = share / jnp.maximum(share + jnp.exp(log_p), jnp.finfo(jnp.float32).tiny)  # t^2 / (2 alpha + t^2)
     return jnp.where(alpha > 0, (1 + jnp.sign(c) * jnp.sqrt(share)) / 2, 1.0)
 
 

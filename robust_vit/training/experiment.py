@@ -98,10 +98,7 @@ def _check_training_size(name: str, keywords: dict[str, Any], module: Any, datas
     Raises:
       ValueError: where it does not.
     """
-    trained, evaluated = (
-        pipeline.image_shape(dataset.train, transforms)
-        for transforms in (dataset.train_transforms, dataset.evaluation_transforms)
-    )
+    trained, evaluated = pipeline.image_shape(dataset.train, dataset.train_transforms), tuple(dataset.image_shape)
     if trained == evaluated:
         return
 

@@ -15,12 +15,12 @@ import optax
 from jax.tree_util import Partial
 
 from robust_vit import pixels, randomness
+from robust_vit.data.mixing import Augment
 from robust_vit.training.state import TrainState, averaged
 from robust_vit.training.weight_perturbation import perturbed
-from robust_vit.typing import Array, Aside, Attack, Forward, Keys, LogitsFn, Objective, Outcome
+from robust_vit.typing import Array, Aside, Attack, Forward, LogitsFn, Objective, Outcome
 
 Step = Callable[..., tuple[TrainState, dict[str, Array]]]  # see `make`
-Augment = Callable[[Keys, Array, Array], tuple[Array, Array]]  # (keys, images, targets) -> (images, targets)
 
 
 def training_forward(module: Any, params: Any, key: Array) -> Forward:

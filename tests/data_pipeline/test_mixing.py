@@ -147,7 +147,7 @@ def test_blocks_must_divide_the_batch(batch):
         mixing.partner(batch[0], 3)
 
 
-@pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0, 4.0])
+@pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0, 4.0, 1e5])
 def test_lambda_has_the_beta_distribution(alpha):
     lam = np.asarray(DRAW(keys(4000), jnp.float32(alpha)), np.float64)
     assert lam.min() >= 0 and lam.max() <= 1

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from robust_vit.data.decoding import load
-from robust_vit.data.transforms.images import INTERPOLATIONS, HostImage, as_pil, check_range, like
+from robust_vit.data.transforms.images import INTERPOLATIONS, HostImage, as_pil, check_range, check_whole, like
 from robust_vit.errors import check, lookup
 
 WARPS = {name: INTERPOLATIONS[name] for name in ("nearest", "bilinear", "bicubic")}  # what Pillow transforms with
@@ -99,5 +99,5 @@ def warp(image: Image.Image, matrix: tuple[float, ...], interpolation: str, fill
 def check_look(name: str, interpolation: str, fill: int) -> None:
     """Raises ValueError unless images can be warped with these."""
     lookup(f"{name} interpolation", interpolation, WARPS)
-    whole = isinstance(fill, int) and not isinstance(fill, bool)
-    check(f"{name} fill", fill, whole and 0 <= fill <= 255, "a grey level of 0..255")
+    check_whole(f"{name} fill", fill, 0)
+    check(f"{name} fill", fill, fill <= 255, "a grey level of 0..255")

@@ -1,6 +1,7 @@
 """The two forms an image has on the host, uint8 array and PIL image, and what every transform needs of them."""
 
 import math
+import numbers
 from collections.abc import Callable
 
 import numpy as np
@@ -79,7 +80,7 @@ def check_size(size: int, interpolation: str) -> None:
 
 def check_whole(field: str, value: int, low: int) -> None:
     """Raises ValueError unless `value` is a whole number of at least `low`."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     check(field, value, whole and value >= low, "at least 1" if low == 1 else f"a whole number >= {low}")
 
 
