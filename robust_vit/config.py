@@ -80,6 +80,7 @@ def base() -> ConfigDict:
     config.attack.schedule = "linear"  # of epsilon: linear, sine, constant
     config.attack.warmup_epochs = 0.0  # epochs until epsilon is reached, counted after zero_epochs
     config.attack.zero_epochs = 0.0  # epochs at epsilon 0 before that
+    config.attack.per_epoch = False  # epsilon changes once an epoch, as in the light recipe's code; False: every step
 
     config.objective = ConfigDict()
     config.objective.name = "adversarial"  # robust_vit.objectives.names()
@@ -94,20 +95,30 @@ def base() -> ConfigDict:
     config.awp.from_epoch = 0.0  # before it gamma counts as 0
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "adamw"  # adamw, sgd (Nesterov)
+    config.optimizer.name = "adamw"  # adamw, lion, sgd (Nesterov)
     config.optimizer.learning_rate = 1e-3  # at its peak
+    config.optimizer.scale_with_batch = "off"  # times data.batch_size / base_batch: linear, or its root: sqrt
+    config.optimizer.base_batch = 256  # images a step that learning_rate is meant for, with scale_with_batch
     config.optimizer.weight_decay = 0.05  # on kernels only: never on biases, norms, tokens, positions
-    config.optimizer.b1 = 0.9  # adamw: decay of the mean of gradients
+    config.optimizer.b1 = 0.9  # adamw, lion: decay of the mean of gradients
     config.optimizer.b2 = 0.999  # adamw: decay of the mean of their squares
+    config.optimizer.lion_b2 = 0.99  # lion: decay of the mean that it keeps; it steps by that of b1
     config.optimizer.momentum = 0.9  # sgd
+    config.optimizer.layer_decay = 1.0  # the learning rate falls by it from each layer to the one below; 1: it does not
+    config.optimizer.freeze = ()  # what stays as it is: patterns of parameters, such as "patch_embed", "blocks_[0-5]"
     config.optimizer.clip_norm = 0.0  # global gradient norm; 0: no clipping
     config.optimizer.accumulation = 1  # parts that a batch is processed in, to save memory
     config.optimizer.ema_decay = 0.0  # average of the weights, evaluated beside the raw ones; 0: none
-    config.optimizer.schedule = "cosine"  # of the learning rate, per step: cosine, step, constant
-    config.optimizer.warmup_epochs = 0.0  # linear from near 0 to the peak
+    config.optimizer.schedule = "cosine"  # of the learning rate: cosine, step, multistep, constant
+    config.optimizer.per_epoch = False  # it changes once an epoch, as timm's do; False: every step
+    config.optimizer.warmup_epochs = 0.0  # linear to the peak
+    config.optimizer.warmup_learning_rate = 0.0  # where that begins; 0: near 0
+    config.optimizer.warmup_prefix = True  # cosine begins after the warm-up; False: runs below it, as timm's does
     config.optimizer.final_learning_rate = 0.0  # where cosine ends
+    config.optimizer.cooldown_epochs = 0.0  # cosine: the last so many of training.epochs stay there
     config.optimizer.decay_every_epochs = 30.0  # step: multiply by decay_factor every so often
-    config.optimizer.decay_factor = 0.1  # step
+    config.optimizer.decay_factor = 0.1  # step, multistep
+    config.optimizer.milestones = ()  # multistep: epochs at which to multiply by decay_factor
 
     config.training = ConfigDict()
     config.training.epochs = 30.0  # of as many images as the training split has, whatever their source or copies

@@ -17,7 +17,10 @@ from robust_vit.training import optimizer, schedules
 from robust_vit.typing import Attack, Objective
 
 # Fields of the section "attack" that are no keywords of an attack, but say how training uses it.
-OF_TRAINING = ("name", "options", "batch_norm", "schedule", "warmup_epochs", "zero_epochs")
+OF_TRAINING = ("name", "options", "batch_norm", "schedule", "warmup_epochs", "zero_epochs", "per_epoch")
+# Fields of the section "optimizer" that all optimisers and schedules take.
+EVERY_OPTIMIZER = ("name", "schedule", "learning_rate", "scale_with_batch", "base_batch", "clip_norm", "accumulation")
+EVERY_OPTIMIZER += ("ema_decay", "layer_decay", "freeze", "per_epoch", "warmup_epochs", "warmup_learning_rate")
 # Keywords that training cannot give a meaning: an attack towards the label, a model that is called with keys.
 UNTRAINABLE = {"pgd": {"targeted"}, "fgsm": {"targeted"}, "apgd": {"stochastic", "eot"}}
 IMPLIED = {"fgsm": {"steps": 1}}  # what may be said although it is not taken
@@ -96,11 +99,11 @@ def optimizer_keywords(section: ConfigDict) -> dict[str, Any]:
     """
     factory = lookup("optimizer.name", section.name, optimizer.OPTIMIZERS)
     shape = lookup("optimizer.schedule", section.schedule, schedules.LEARNING_RATES)
-    every = {"name", "schedule", "learning_rate", "clip_norm", "accumulation", "ema_decay", "warmup_epochs"}
-    takes = every | {*parameters(factory), *parameters(shape)}
+    takes = {*EVERY_OPTIMIZER, *parameters(factory), *parameters(shape)}
     chosen = f"{section.name} with schedule {section.schedule}"
     unchanged("optimizer", section, section, config_lib.base().optimizer, takes, chosen)
-    return config_lib.keywords(section, factory) | {"name": section.name, "clip_norm": section.clip_norm}
+    common = {name: config_lib.plain(section[name]) for name in ("name", "clip_norm", "layer_decay", "freeze")}
+    return config_lib.keywords(section, factory) | common
 
 
 def augmentation(section: ConfigDict) -> mixing.Augment | None:

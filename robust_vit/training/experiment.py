@@ -12,7 +12,8 @@ from robust_vit import config as config_lib
 from robust_vit.config import ConfigDict
 from robust_vit.data import pipeline
 from robust_vit.errors import check
-from robust_vit.training import chosen, optimizer, schedules, step, validate
+from robust_vit.models import summary
+from robust_vit.training import chosen, groups, optimizer, schedules, step, validate
 from robust_vit.typing import Attack
 
 
@@ -54,7 +55,10 @@ def build(config: ConfigDict) -> Experiment:
     module = chosen.model(config.model.name, model_keywords(config))
     _check_training_size(config.model.name, model_keywords(config), module, dataset)
     attack, objective = chosen.attack(config.attack), chosen.objective(config.objective)
-    tx = optimizer.build(**chosen.optimizer_keywords(config.optimizer))
+    o = config.optimizer
+    if o.freeze or o.layer_decay != 1:
+        groups.validate(summary.shapes(module)["params"], o.layer_decay, config_lib.plain(o.freeze))
+    tx = optimizer.build(**chosen.optimizer_keywords(o))
     steps_per_epoch = len(dataset.train) / config.data.batch_size
     made = step.make(
         module,
@@ -71,9 +75,11 @@ def build(config: ConfigDict) -> Experiment:
         augment=chosen.augmentation(config.augmentation),
         awp_gamma=config.awp.gamma,
         awp_from_epoch=config.awp.from_epoch,
+        freeze=config_lib.plain(o.freeze),
     )
     total = max(1, round(config.training.epochs * steps_per_epoch))
-    rates = config_lib.keywords(config.optimizer, schedules.learning_rate)
+    rates = config_lib.keywords(o, schedules.learning_rate)
+    rates["learning_rate"] = schedules.scaled(o.learning_rate, o.scale_with_batch, config.data.batch_size, o.base_batch)
     rate = schedules.learning_rate(total_steps=total, steps_per_epoch=steps_per_epoch, **rates)
     warmup = config_lib.keywords(config.attack, schedules.strength)
     strength = schedules.strength(steps_per_epoch=steps_per_epoch, **warmup)

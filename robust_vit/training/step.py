@@ -6,7 +6,7 @@ sharded batch XLA inserts one all-reduce, of the gradients and the metrics toget
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from jax.tree_util import Partial
 
 from robust_vit import pixels, randomness
 from robust_vit.data.mixing import Augment
+from robust_vit.training import groups
 from robust_vit.training.state import TrainState, averaged
 from robust_vit.training.weight_perturbation import perturbed
 from robust_vit.typing import Array, Aside, Attack, Forward, LogitsFn, Objective, Outcome
@@ -135,6 +136,7 @@ def make(
     extra_smoothing: float = 0.0,
     awp_gamma: float = 0.0,
     awp_from_epoch: float = 0.0,
+    freeze: Sequence[str] = (),
 ) -> Step:
     """Makes the step.
 
@@ -153,6 +155,7 @@ def make(
       extra_smoothing: label smoothing of the examples that batch["extra"] [B] bool marks, alone.
       awp_gamma: of `weight_perturbation`; 0 for none.
       awp_from_epoch: before it gamma counts as 0.
+      freeze: patterns of what stays as it is, averages of BatchNorm included: `groups.scales`.
 
     Returns:
       step(state, batch, learning_rate, strength, teacher=None) -> (state, metrics). A step whose loss, gradient or
@@ -183,11 +186,12 @@ def make(
         loss = functools.partial(
             _loss, module=module, objective=objective, own=attack, strength=strength, mode=batch_norm
         )
-        gradient = jax.grad(loss, has_aux=True)
+        gradient = groups.held(jax.grad(loss, has_aux=True), freeze)
         if awp_gamma:
             gradient = perturbed(gradient, jnp.where(epoch >= awp_from_epoch, awp_gamma, 0.0))
         given = (state.params, state.batch_stats, aside, batch)
         grads, stats, memory, sums = _gradients(gradient, *given, accumulation)
+        stats = groups.without_frozen(stats, state.batch_stats, freeze)
         norm = optax.tree.norm(grads)
         updates, optimizer = tx.update(grads, state.optimizer, state.params)
         params = jax.tree.map(lambda w, u: w - learning_rate * u, state.params, updates)

@@ -83,6 +83,20 @@ def span(allowed: str, top: float) -> Rule:
     return rule
 
 
+def milestones(field: str, value: Any) -> None:
+    """Epochs, rising."""
+    several = isinstance(value, list | tuple)
+    fits = several and all(isinstance(one, int | float) and not isinstance(one, bool) and 0 < one for one in value)
+    rising = fits and all(a < b < math.inf for a, b in zip((0, *value), value, strict=False))
+    check(field, value, rising, "a sequence of epochs that rise, such as (10, 15)")
+
+
+def patterns(field: str, value: Any) -> None:
+    """A sequence of words."""
+    several = isinstance(value, list | tuple) and all(isinstance(one, str) and one for one in value)
+    check(field, value, several, "a sequence of patterns such as ('patch_embed', 'blocks_[0-5]')")
+
+
 def transforms(field: str, value: Any) -> None:
     """A sequence of transforms of `data.host`."""
     check(field, value, isinstance(value, list | tuple), "a sequence such as ('random_crop(32, padding=4)', 'flip')")
@@ -111,6 +125,7 @@ POSITIVE = number("> 0 and finite", lambda x: x > 0)
 NOT_NEGATIVE = number(">= 0 and finite", lambda x: x >= 0)
 RATE = number("in [0, 1)", lambda x: 0 <= x < 1)
 PROBABILITY = number("in [0, 1]", lambda x: 0 <= x <= 1)
+FACTOR = number("in (0, 1]", lambda x: 0 < x <= 1)
 finite = number("a finite number", lambda x: True)
 
 FIELDS: dict[str, Rule] = {
@@ -154,6 +169,7 @@ FIELDS: dict[str, Rule] = {
     "attack.schedule": name(lambda: schedules.STRENGTHS),
     "attack.warmup_epochs": NOT_NEGATIVE,
     "attack.zero_epochs": NOT_NEGATIVE,
+    "attack.per_epoch": truth,
     "objective.name": name(objectives.names),
     "objective.label_smoothing": RATE,
     "objective.beta": NOT_NEGATIVE,
@@ -163,18 +179,28 @@ FIELDS: dict[str, Rule] = {
     "awp.from_epoch": NOT_NEGATIVE,
     "optimizer.name": name(lambda: optimizer.OPTIMIZERS),
     "optimizer.learning_rate": POSITIVE,
+    "optimizer.scale_with_batch": name(lambda: schedules.BATCH_RULES),
+    "optimizer.base_batch": whole(1),
     "optimizer.weight_decay": NOT_NEGATIVE,
     "optimizer.b1": RATE,
     "optimizer.b2": RATE,
+    "optimizer.lion_b2": RATE,
     "optimizer.momentum": RATE,
+    "optimizer.layer_decay": FACTOR,
+    "optimizer.freeze": patterns,
     "optimizer.clip_norm": NOT_NEGATIVE,
     "optimizer.accumulation": whole(1),
     "optimizer.ema_decay": RATE,
     "optimizer.schedule": name(lambda: schedules.LEARNING_RATES),
+    "optimizer.per_epoch": truth,
     "optimizer.warmup_epochs": NOT_NEGATIVE,
+    "optimizer.warmup_learning_rate": NOT_NEGATIVE,
+    "optimizer.warmup_prefix": truth,
     "optimizer.final_learning_rate": NOT_NEGATIVE,
+    "optimizer.cooldown_epochs": NOT_NEGATIVE,
     "optimizer.decay_every_epochs": POSITIVE,
-    "optimizer.decay_factor": number("in (0, 1]", lambda x: 0 < x <= 1),
+    "optimizer.decay_factor": FACTOR,
+    "optimizer.milestones": milestones,
     "training.epochs": POSITIVE,
     "training.log_every_steps": whole(1),
     "training.validate_every_epochs": POSITIVE,
@@ -314,6 +340,7 @@ def _joined(config: ConfigDict) -> None:
         o.warmup_epochs < t.epochs,
         f"shorter than training.epochs = {t.epochs:g}",
     )
+    _learning_rate(o, t.epochs)
     allowed = f"with attack.zero_epochs = {c.zero_epochs:g} no longer than training.epochs = {t.epochs:g}"
     check("attack.warmup_epochs", c.warmup_epochs, c.warmup_epochs + c.zero_epochs <= t.epochs, allowed)
     unused = c.schedule == "constant" and c.warmup_epochs > 0
@@ -330,6 +357,24 @@ def _joined(config: ConfigDict) -> None:
     )
     mean, std = config_lib.plain(config.model.mean), config_lib.plain(config.model.std)
     check("model.mean", mean, len(mean) == len(std), "as long as model.std")
+
+
+def _learning_rate(o: ConfigDict, epochs: float) -> None:
+    """The rules that join what says how the learning rate runs."""
+    begin, warmup = o.warmup_learning_rate, o.warmup_epochs
+    check("optimizer.warmup_learning_rate", begin, warmup > 0 or not begin, "0 with optimizer.warmup_epochs = 0")
+    left = f"shorter than what optimizer.warmup_epochs = {warmup:g} leaves of training.epochs = {epochs:g}"
+    check("optimizer.cooldown_epochs", o.cooldown_epochs, o.cooldown_epochs + warmup < epochs, left)
+    whole = not o.per_epoch or all(float(one).is_integer() for one in (epochs, warmup, o.cooldown_epochs))
+    allowed = "False unless training.epochs, warmup_epochs and cooldown_epochs are whole numbers"
+    check("optimizer.per_epoch", o.per_epoch, whole, allowed)
+    stones = config_lib.plain(o.milestones)
+    needs, inside = o.schedule == "multistep", all(one < epochs for one in stones)
+    check("optimizer.milestones", stones, bool(stones) or not needs, "given with optimizer.schedule = 'multistep'")
+    check("optimizer.milestones", stones, inside, f"before the end, training.epochs = {epochs:g}")
+    scaled, usual = o.scale_with_batch != "off", config_lib.base().optimizer.base_batch
+    allowed = f"left at {usual} with optimizer.scale_with_batch = 'off'"
+    check("optimizer.base_batch", o.base_batch, scaled or o.base_batch == usual, allowed)
 
 
 def batches(config: ConfigDict, devices: int) -> None:
