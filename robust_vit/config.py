@@ -64,6 +64,13 @@ def base() -> ConfigDict:
     config.model.mean = ()  # normalisation inside the model, a number a channel; () for none
     config.model.std = ()  # as long as mean
 
+    config.initial = ConfigDict()
+    config.initial.weights = ""  # to begin from: a run folder, one of converted weights, a PyTorch file; "": chance
+    config.initial.checkpoint = "best"  # of a run folder: best, latest or a step
+    config.initial.average = ""  # raw or ema; "": what a run selected its best by, raw of a file
+    config.initial.head = "auto"  # keep, new; auto: new where the classes are others in number
+    config.initial.resize = "plain"  # of positions to another grid: plain (bicubic, as DeiT), antialias (as timm), ""
+
     config.attack = ConfigDict()
     config.attack.name = "pgd"  # of the training attack: robust_vit.attacks.names()
     config.attack.norm = "linf"  # of the threat model, also where the run is validated and evaluated: linf, l2, l1

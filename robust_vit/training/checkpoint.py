@@ -278,6 +278,11 @@ def check_path(workdir: str | pathlib.Path) -> None:
             raise ValueError(f"workdir = {str(workdir)!r}: must be a folder; {part} is a file")
 
 
+def any_saved(workdir: str | pathlib.Path) -> bool:
+    """Whether a run folder holds a checkpoint, so that training resumes there."""
+    return any(path.name.isdigit() for path in (pathlib.Path(workdir) / "checkpoints").glob("*"))
+
+
 def load(workdir: str | pathlib.Path, step: str | int = "best", weights: str = "") -> tuple[Any, Any, dict, int]:
     """Reads a run folder for evaluation; what is read is held against its digests.
 

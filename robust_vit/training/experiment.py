@@ -40,13 +40,19 @@ class Experiment:
     steps_per_epoch: float
 
 
-def build(config: ConfigDict) -> Experiment:
+def build(config: ConfigDict, resumed: bool = False) -> Experiment:
     """Checks a configuration and builds the parts it describes.
+
+    Args:
+      config: a complete configuration; what follows from others of its fields is filled in.
+      resumed: of a run that is under way, and does not look again at what it began from.
 
     Raises:
       ValueError: one line that names the field, its value and what is allowed.
     """
     validate.validate(config)
+    if not resumed:
+        validate.initial(config.initial)
     mesh = parallel.mesh(config.parallel.devices)
     validate.batches(config, mesh.size)
     dataset = build_data(config)

@@ -20,7 +20,7 @@ from robust_vit import locks, models, objectives, parallel, provenance
 from robust_vit.config import ConfigDict
 from robust_vit.data import pipeline
 from robust_vit.evaluation.measure import Measurer
-from robust_vit.training import checkpoint, finish, frozen, state, trackers
+from robust_vit.training import checkpoint, finish, frozen, initial, state, trackers
 from robust_vit.training.checkpoint import Checkpoints, NonFiniteError, selection
 from robust_vit.training.experiment import Experiment, build, evaluation_batches, validation_attack
 from robust_vit.training.interruption import Interruption
@@ -41,13 +41,15 @@ def run(config: ConfigDict, workdir: str | pathlib.Path, live: bool | None = Non
     """
     workdir = pathlib.Path(workdir)
     checkpoint.check_path(workdir)
-    experiment = build(config)
+    experiment = build(config, resumed := checkpoint.any_saved(workdir))
     trackers.check(config.training.trackers)
     with contextlib.ExitStack() as stack:
         if parallel.is_main():  # the other hosts are guests of this one
             stack.enter_context(locks.hold(workdir, "workdir"))
+        begin = None if resumed else initial.load(config.initial, experiment.module)
         claim(workdir, config, experiment.dataset)
-        trainer = Trainer(experiment, workdir, live)
+        initial.claim(workdir, begin)
+        trainer = Trainer(experiment, workdir, live, begin)
         try:
             finished = trainer.train()
         finally:
@@ -123,9 +125,16 @@ class Trainer:
       experiment: from `build`.
       workdir: the run folder.
       live: see `run`.
+      begin: weights to begin from, where nothing was saved yet; None for chance.
     """
 
-    def __init__(self, experiment: Experiment, workdir: pathlib.Path, live: bool | None = None):
+    def __init__(
+        self,
+        experiment: Experiment,
+        workdir: pathlib.Path,
+        live: bool | None = None,
+        begin: initial.Initial | None = None,
+    ):
         self.experiment, self.config, self.workdir = experiment, experiment.config, workdir
         e, c = experiment, experiment.config
         self.compiled = parallel.compile(e.step, e.mesh, arguments="rbrrr", results="rr", donate=(0,))
@@ -144,10 +153,12 @@ class Trainer:
         )
         self.checkpoints = Checkpoints(workdir, keep=c.training.keep_checkpoints, select=selection(c))
         self.teacher = self._teacher()
-        self.state = self._restore()
+        self.state = self._restore(begin)
         self.step = int(self.state.step)
         self.progress = Progress(workdir, e.total_steps, self.step, live, trackers=c.training.trackers, config=c)
         self.progress.say(str(self.batches.reading))
+        if begin is not None:
+            self.progress.say(str(begin))
         if self.step:
             self.progress.say(f"resuming at step {self.step}")
         self.interruption = Interruption()
@@ -157,7 +168,7 @@ class Trainer:
         path = self.config.objective.teacher
         return parallel.replicate(self.experiment.mesh, frozen.load(path, self.experiment)) if path else None
 
-    def _restore(self) -> state.TrainState:
+    def _restore(self, begin: initial.Initial | None) -> state.TrainState:
         e = self.experiment
         create = functools.partial(
             state.create,
@@ -174,7 +185,7 @@ class Trainer:
         )
         found = self.checkpoints.restore(shapes)
         if found is None:
-            return jax.jit(create, out_shardings=sharding)()
+            return jax.jit(create, out_shardings=sharding)(initial=begin and begin.variables)
         restored, position = found
         self.batches.set_state(position)
         return parallel.replicate(e.mesh, restored)  # own buffers: the step donates them

@@ -1,6 +1,6 @@
 """The state of a run: everything that a checkpoint needs to continue as if nothing had happened."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax
@@ -38,6 +38,7 @@ def create(
     seed: int,
     ema: bool,
     memory: Callable[[], Any] = tuple,
+    initial: Variables | None = None,
 ) -> TrainState:
     """Initialises a state; compile it, or `jax.eval_shape` it to learn its shapes.
 
@@ -48,12 +49,20 @@ def create(
       seed: of the initial weights.
       ema: whether to keep an average of the weights.
       memory: makes what the objective remembers at first.
+      initial: weights to begin from in place of those that are drawn: all of them, or a part.
     """
     key = jax.random.fold_in(randomness.as_key(seed), randomness.INIT)
-    variables = module.init(key, jnp.zeros((1, *image_shape)))
+    variables = replaced(module.init(key, jnp.zeros((1, *image_shape))), initial or {})
     params, stats = variables["params"], variables.get("batch_stats", {})
     average = jax.tree.map(jnp.array, {"params": params, "batch_stats": stats}) if ema else {}
     return TrainState(jnp.zeros((), jnp.int32), params, stats, tx.init(params), average, memory())
+
+
+def replaced(drawn: Any, given: Any) -> Any:
+    """The tree `drawn` with the leaves of `given`, a part of it, in their places."""
+    if not isinstance(drawn, Mapping):
+        return given
+    return {name: replaced(leaf, given[name]) if name in given else leaf for name, leaf in drawn.items()}
 
 
 def averaged(average: Any, current: Any, decay: float, step: Array) -> Any:

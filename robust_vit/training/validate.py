@@ -7,6 +7,7 @@ data, builds a model or compiles. To add a field: its line in `config.base`, its
 import dataclasses
 import math
 import os
+import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,6 +20,7 @@ from robust_vit.config import ConfigDict
 from robust_vit.data import host, mixing, pipeline, sources
 from robust_vit.errors import check, lookup
 from robust_vit.evaluation import suites
+from robust_vit.models.weights import adapt
 from robust_vit.training import chosen, optimizer, schedules, trackers
 
 Rule = Callable[[str, Any], None]
@@ -64,6 +66,12 @@ def truth(field: str, value: Any) -> None:
 def word(field: str, value: Any) -> None:
     """A word, whatever it is."""
     check(field, value, isinstance(value, str), "a word")
+
+
+def step(field: str, value: Any) -> None:
+    """A checkpoint of a run."""
+    fits = isinstance(value, str) and (value in ("best", "latest") or value.isdigit())
+    check(field, value, fits, "'best', 'latest' or a step such as '1200'")
 
 
 def numbers(field: str, value: Any) -> None:
@@ -155,6 +163,11 @@ FIELDS: dict[str, Rule] = {
     "model.scan": truth,
     "model.mean": numbers,
     "model.std": numbers,
+    "initial.weights": word,
+    "initial.checkpoint": step,
+    "initial.average": one_of("", "raw", "ema"),
+    "initial.head": one_of("auto", "keep", "new"),
+    "initial.resize": name(lambda: adapt.RESIZE),
     "attack.name": name(attacks.names),
     "attack.norm": name(lambda: norms.BALLS),
     "attack.epsilon": finite,  # its range depends on the norm
@@ -357,6 +370,18 @@ def _joined(config: ConfigDict) -> None:
     )
     mean, std = config_lib.plain(config.model.mean), config_lib.plain(config.model.std)
     check("model.mean", mean, len(mean) == len(std), "as long as model.std")
+
+
+def initial(section: ConfigDict) -> None:
+    """The weights to begin from are there, and nothing else is asked for where there are none."""
+    path, usual = pathlib.Path(section.weights), config_lib.base().initial
+    for field in section:
+        if not section.weights:
+            unset = section[field] == usual[field]
+            check(f"initial.{field}", section[field], unset, f"left at {usual[field]!r} without initial.weights")
+    known = path.is_file() or any((path / one).is_file() for one in ("config.json", "model.json"))
+    kinds = "a run folder, a folder of converted weights, or a PyTorch or .safetensors file"
+    check("initial.weights", section.weights, known or not section.weights, kinds)
 
 
 def _learning_rate(o: ConfigDict, epochs: float) -> None:

@@ -75,6 +75,21 @@ def from_timm(
     Raises:
       ValueError: a tensor of integers, or of numbers that are not finite.
     """
+    flat, head, report = place(module, tensors, new_head=new_head, resize=resize, grid=grid)
+    if head and not report.problem():
+        flat.update(adapt.initial_leaves(module, head, seed))
+    return forms.to_form_of(module, timm_names.unflatten(flat)) if not report.problem() else {}, report
+
+
+def place(
+    module: nn.Module,
+    tensors: Mapping[str, np.ndarray],
+    *,
+    new_head: bool = False,
+    resize: str = "",
+    grid: tuple[int, int] | None = None,
+) -> tuple[dict[tuple[str, ...], np.ndarray], list[tuple[str, ...]], LoadingReport]:
+    """`from_timm` without the new head's weights: (leaves by their path, the new head's paths, report); unrolled."""
     check("resize", resize, resize in adapt.RESIZE, f"one of {adapt.RESIZE}")
     report, flat, rest = LoadingReport(), {}, dict(tensors)
     wanted = timm_names.leaves(module)
@@ -102,9 +117,7 @@ def from_timm(
         if new_head and name in adapt.head_leaves(module, 1):
             report.reshaped.append((name, rest.pop(name).shape, None, "left out"))
     report.unexpected += list(rest)
-    if head and not report.problem():
-        flat.update(adapt.initial_leaves(module, [wanted[name].path for name in head], seed))
-    return forms.to_form_of(module, timm_names.unflatten(flat)) if not report.problem() else {}, report
+    return flat, [wanted[name].path for name in head], report
 
 
 def _numbers(name: str, array: np.ndarray, dtype: Any) -> np.ndarray:
