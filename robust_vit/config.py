@@ -135,6 +135,18 @@ def base() -> ConfigDict:
     config.training.keep_checkpoints = 2  # the latest so many, and the best by validation
     config.training.trackers = ""  # besides metrics.jsonl: csv, tensorboard, wandb, mlflow; comma separated
 
+    config.stages = ConfigDict()
+    config.stages.epochs = ()  # training in stages, coarse to fine: passes of each, training.epochs in all; (): one
+    config.stages.image_sizes = ()  # side that images are resized to in each, on the device; (): the data's
+    config.stages.steps = ()  # of the attack in each; (): attack.steps
+    config.stages.step_sizes = ()  # of the attack in each; (): attack.step_size
+
+    config.alarm = ConfigDict()
+    config.alarm.examples = 256  # of validation, on which the training attack is held against APGD; 0: none
+    config.alarm.steps = 10  # of that APGD
+    config.alarm.gap = 0.0  # alarm where the accuracies under the two are further apart; 0: only report them
+    config.alarm.action = "report"  # then report, stop, or rollback: stop at the last checkpoint that was sound
+
     config.validation = ConfigDict()
     config.validation.steps = 20  # of PGD on the validation split, which alone selects the best checkpoint
     config.validation.step_size = 0.0  # 0: 2.5 epsilon / steps, whatever the training attack's is

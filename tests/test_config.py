@@ -26,7 +26,7 @@ def broken(**changes):
         (dict(model__name="deit_smal_patch16_224"), r"model.name = .*did you mean 'deit_small_patch16_224'"),
         (dict(data__name="digit"), r"data.name = 'digit': .*did you mean 'digits'"),
         (dict(objective__name="trade"), r"objective.name = 'trade': .*did you mean 'trades'"),
-        (dict(optimizer__name="adam"), r"optimizer.name = 'adam': must be one of adamw, sgd"),
+        (dict(optimizer__name="adam"), r"optimizer.name = 'adam': must be one of adamw, lion, sgd"),
         (dict(optimizer__warmup_epochs=50.0), r"optimizer.warmup_epochs = 50.0: must be shorter than training.epochs"),
         (
             dict(attack__warmup_epochs=1000.0),

@@ -133,7 +133,7 @@ class Checkpoints:
             except DamagedError as error:
                 warnings.warn(f"checkpoint {self.directory / str(candidate)} is damaged: {error}", stacklevel=2)
             if parallel.agree(found is not None):  # hosts that resumed at different steps would never meet again
-                self._set_aside(damaged)
+                self.set_aside(damaged, "damaged")
                 return found
             damaged.append(candidate)
         if steps:
@@ -155,14 +155,14 @@ class Checkpoints:
             digests.verify(record, found.state, found.data)
         return found.state, found.data
 
-    def _set_aside(self, steps: Sequence[int]) -> None:
-        """Moves damaged checkpoints out of the way; one host does it, and all see it done."""
+    def set_aside(self, steps: Sequence[int], folder: str) -> None:
+        """Moves checkpoints out of the way, into a folder of the run; one host does it, and all see it done."""
         if not steps:
             return
-        damaged = self.directory.parent / "damaged"
+        aside = self.directory.parent / folder
         for step in steps if parallel.is_main() else ():
-            damaged.mkdir(exist_ok=True)
-            target = damaged / str(step)
+            aside.mkdir(exist_ok=True)
+            target = aside / str(step)
             while target.exists():
                 target = target.with_name(target.name + "_again")
             shutil.move(self.directory / str(step), target)

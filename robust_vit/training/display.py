@@ -184,6 +184,8 @@ def describe(values: dict[str, float]) -> str:
             shown.append(f"{label} {values[name]:.3f}" if name == "loss" else f"{label} {values[name]:6.1%}")
     if values.get("ema_robust_accuracy") is not None:
         shown.append(f"averaged {values['ema_clean_accuracy']:.1%} / {values['ema_robust_accuracy']:.1%}")
+    if values.get("gap") is not None:
+        shown.append(f"gap to APGD {values['gap']:.1%}")
     if values.get("images_per_second") is not None:
         shown.append(f"{values['images_per_second']:.0f} images/s")
     return "  ".join(shown)

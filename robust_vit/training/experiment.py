@@ -13,7 +13,7 @@ from robust_vit.config import ConfigDict
 from robust_vit.data import pipeline
 from robust_vit.errors import check
 from robust_vit.models import summary
-from robust_vit.training import chosen, groups, optimizer, schedules, step, validate
+from robust_vit.training import chosen, groups, optimizer, schedules, stages, step, validate
 from robust_vit.typing import Attack
 
 
@@ -33,11 +33,16 @@ class Experiment:
     module: Any
     attack: Attack
     tx: optax.GradientTransformation
-    step: step.Step
+    stages: list[stages.Stage]  # one, or several of growing images and attacks
     learning_rate: schedules.Schedule
     strength: schedules.Schedule
     total_steps: int
     steps_per_epoch: float
+
+    @property
+    def step(self) -> step.Step:
+        """The step of the last stage."""
+        return self.stages[-1].step
 
 
 def build(config: ConfigDict, resumed: bool = False) -> Experiment:
@@ -60,15 +65,63 @@ def build(config: ConfigDict, resumed: bool = False) -> Experiment:
     resolve(config, dataset)
     module = chosen.model(config.model.name, model_keywords(config))
     _check_training_size(config.model.name, model_keywords(config), module, dataset)
-    attack, objective = chosen.attack(config.attack), chosen.objective(config.objective)
+    attack = chosen.attack(config.attack)
     o = config.optimizer
     if o.freeze or o.layer_decay != 1:
         groups.validate(summary.shapes(module)["params"], o.layer_decay, config_lib.plain(o.freeze))
     tx = optimizer.build(**chosen.optimizer_keywords(o))
     steps_per_epoch = len(dataset.train) / config.data.batch_size
-    made = step.make(
+    total = max(1, round(config.training.epochs * steps_per_epoch))
+    rates = config_lib.keywords(o, schedules.learning_rate)
+    rates["learning_rate"] = schedules.scaled(o.learning_rate, o.scale_with_batch, config.data.batch_size, o.base_batch)
+    rate = schedules.learning_rate(total_steps=total, steps_per_epoch=steps_per_epoch, **rates)
+    warmup = config_lib.keywords(config.attack, schedules.strength)
+    strength = schedules.strength(steps_per_epoch=steps_per_epoch, **warmup)
+    parts = build_stages(config, module, tx, dataset, total, steps_per_epoch)
+    return Experiment(config, mesh, dataset, module, attack, tx, parts, rate, strength, total, steps_per_epoch)
+
+
+def build_stages(
+    config: ConfigDict, module: Any, tx: Any, dataset: Any, total: int, steps_per_epoch: float
+) -> list[stages.Stage]:
+    """The stages of training, each with its step: one, where the configuration has none.
+
+    Raises:
+      ValueError: if the model or the attack cannot be what `config.stages` says.
+    """
+    section, made = config.stages, []
+    count = max(1, len(section.epochs))
+    whole = pipeline.image_shape(dataset.train, dataset.train_transforms)
+    sizes = stages.sizes(section, whole)
+    ends = stages.boundaries(section.epochs, steps_per_epoch, total)
+    for i, (size, until) in enumerate(zip(sizes, ends, strict=True)):
+        own = config_lib.ConfigDict(config_lib.plain(config.attack))
+        own.steps = section.steps[i] if section.steps else own.steps
+        own.step_size = section.step_sizes[i] if section.step_sizes else own.step_size
+        try:
+            attack, on = chosen.attack(own), stages.at(module, size)
+        except ValueError as error:
+            raise ValueError(f"stages: stage {i + 1}: {error}") from None
+        said = f"stage {i + 1} of {count}: images of {size[0]}x{size[1]}, {own.name} of {own.steps} steps"
+        shrink = None if size == whole[:2] else size
+        one = build_step(config, on, attack, tx, dataset, steps_per_epoch, shrink)
+        made.append(stages.Stage(until, size, on, attack, one, said))
+    return made
+
+
+def build_step(
+    config: ConfigDict,
+    module: Any,
+    attack: Attack,
+    tx: Any,
+    dataset: Any,
+    steps_per_epoch: float,
+    size: tuple[int, int] | None = None,
+) -> step.Step:
+    """The step of a stage; `size` is what its images are resized to, None for as they are."""
+    return step.make(
         module,
-        objective,
+        chosen.objective(config.objective),
         attack,
         tx,
         num_classes=dataset.num_classes,
@@ -79,17 +132,11 @@ def build(config: ConfigDict, resumed: bool = False) -> Experiment:
         steps_per_epoch=steps_per_epoch,
         extra_smoothing=config.data.extra.label_smoothing,
         augment=chosen.augmentation(config.augmentation),
+        size=size,
         awp_gamma=config.awp.gamma,
         awp_from_epoch=config.awp.from_epoch,
-        freeze=config_lib.plain(o.freeze),
+        freeze=config_lib.plain(config.optimizer.freeze),
     )
-    total = max(1, round(config.training.epochs * steps_per_epoch))
-    rates = config_lib.keywords(o, schedules.learning_rate)
-    rates["learning_rate"] = schedules.scaled(o.learning_rate, o.scale_with_batch, config.data.batch_size, o.base_batch)
-    rate = schedules.learning_rate(total_steps=total, steps_per_epoch=steps_per_epoch, **rates)
-    warmup = config_lib.keywords(config.attack, schedules.strength)
-    strength = schedules.strength(steps_per_epoch=steps_per_epoch, **warmup)
-    return Experiment(config, mesh, dataset, module, attack, tx, made, rate, strength, total, steps_per_epoch)
 
 
 def build_data(config: ConfigDict) -> data.Dataset:
@@ -167,16 +214,17 @@ def resolve(config: ConfigDict, dataset: Any) -> None:
             config.validation.step_size = 2.5 * config.attack.epsilon / config.validation.steps
 
 
-def evaluation_batches(experiment: Experiment, split: str) -> Any:
-    """Padded, masked batches of a split for this host."""
+def evaluation_batches(experiment: Experiment, split: str, examples: int = 0) -> Any:
+    """Padded, masked batches of a split for this host; of its first examples, or 0 for as many as the split's rule."""
     c, dataset = experiment.config, experiment.dataset
+    usual = c.validation.examples if split == "validation" else 0
     return pipeline.evaluate(
         dataset.split(split),
         batch_size=c.evaluation.batch_size,
         transforms=dataset.evaluation_transforms,
         host_index=jax.process_index(),
         host_count=jax.process_count(),
-        limit=(c.validation.examples or None) if split == "validation" else None,
+        limit=examples or usual or None,
         workers=c.data.workers,
         on_bad_image=c.data.on_bad_image,
     )

@@ -20,7 +20,8 @@ from robust_vit import locks, models, objectives, parallel, provenance
 from robust_vit.config import ConfigDict
 from robust_vit.data import pipeline
 from robust_vit.evaluation.measure import Measurer
-from robust_vit.training import checkpoint, finish, frozen, initial, state, trackers
+from robust_vit.training import alarm, checkpoint, finish, frozen, initial, stages, state, trackers
+from robust_vit.training.alarm import Alarm
 from robust_vit.training.checkpoint import Checkpoints, NonFiniteError, selection
 from robust_vit.training.experiment import Experiment, build, evaluation_batches, validation_attack
 from robust_vit.training.interruption import Interruption
@@ -49,12 +50,17 @@ def run(config: ConfigDict, workdir: str | pathlib.Path, live: bool | None = Non
         begin = None if resumed else initial.load(config.initial, experiment.module)
         claim(workdir, config, experiment.dataset)
         initial.claim(workdir, begin)
-        trainer = Trainer(experiment, workdir, live, begin)
-        try:
-            finished = trainer.train()
-        finally:
-            trainer.close()
+        finished = alarm.ended(workdir) or _train(experiment, workdir, live, begin)
         return finish.finish(experiment, workdir) if finished else None
+
+
+def _train(experiment: Experiment, workdir: pathlib.Path, live: bool | None, begin: initial.Initial | None) -> bool:
+    """Trains; returns False if a signal stopped it."""
+    trainer = Trainer(experiment, workdir, live, begin)
+    try:
+        return trainer.train()
+    finally:
+        trainer.close()
 
 
 def claim(workdir: pathlib.Path, config: ConfigDict, dataset: Any = None) -> None:
@@ -137,7 +143,8 @@ class Trainer:
     ):
         self.experiment, self.config, self.workdir = experiment, experiment.config, workdir
         e, c = experiment, experiment.config
-        self.compiled = parallel.compile(e.step, e.mesh, arguments="rbrrr", results="rr", donate=(0,))
+        compile_one = functools.partial(parallel.compile, mesh=e.mesh, arguments="rbrrr", results="rr", donate=(0,))
+        self.compiled = [compile_one(stage.step) for stage in e.stages]
         self.batches = pipeline.train(
             e.dataset.train,
             batch_size=c.data.batch_size,
@@ -161,8 +168,11 @@ class Trainer:
             self.progress.say(str(begin))
         if self.step:
             self.progress.say(f"resuming at step {self.step}")
+        self.said_stage: int | None = None
         self.interruption = Interruption()
         self.validators = _validators(experiment)
+        self.alarm = Alarm(experiment)
+        self.ended = False  # by the alarm
 
     def _teacher(self) -> Any:
         path = self.config.objective.teacher
@@ -197,7 +207,7 @@ class Trainer:
         validate_every = max(1, round(c.training.validate_every_epochs * e.steps_per_epoch))
         save_every = max(1, round(c.training.save_every_epochs * e.steps_per_epoch))
         with self.interruption:
-            while self.step < e.total_steps and not self._stopping():
+            while self.step < e.total_steps and not self.ended and not self._stopping():
                 launched = self._launch()
                 self.step += 1
                 self._collect(pending, meter)  # the step before: logging never waits for the one just launched
@@ -207,15 +217,17 @@ class Trainer:
                 if validating or self.step % save_every == 0:
                     self._collect(pending, meter)
                     pending = None
-                    self._save(self._validate() if validating else None)
+                    self._keep(self._validate() if validating else None)
                     meter.pause()
             self._collect(pending, meter)
-            self._save(None)
+            if not self.ended:
+                self._save(None)
             self.checkpoints.wait()
-        if self.step < e.total_steps:
+        finished = self.ended or self.step >= e.total_steps
+        if not finished:
             why = self.interruption.asked or "SIGTERM"  # which JAX heard, of several hosts
             self.progress.say(f"stopped by {why} at step {self.step}, saved; the same command resumes")
-        return self.step >= e.total_steps
+        return finished
 
     def _launch(self) -> tuple[int, float, float, Any]:
         """Dispatches one step; does not wait for it."""
@@ -224,8 +236,19 @@ class Trainer:
         batch = {name: batch[name] for name in ("image", "label", "index", "extra") if name in batch}
         rate, strength = e.learning_rate(self.step), e.strength(self.step)
         placed = parallel.global_batch(e.mesh, batch)
-        self.state, metrics = self.compiled(self.state, placed, np.float32(rate), np.float32(strength), self.teacher)
+        stage = self._stage()
+        given = (placed, np.float32(rate), np.float32(strength), self.teacher)
+        self.state, metrics = self.compiled[stage](self.state, *given)
         return self.step + 1, rate, strength, metrics
+
+    def _stage(self) -> int:
+        """The number of the stage that the next step belongs to; says so where it begins."""
+        stages_ = self.experiment.stages
+        number = stages.number(stages_, self.step)
+        if len(stages_) > 1 and number != self.said_stage:
+            self.progress.say(stages_[number].said)
+            self.said_stage = number
+        return number
 
     def _collect(self, launched: tuple[int, float, float, Any] | None, meter: Meter) -> None:
         """Fetches a step's metrics, guards against non-finite ones, reports every so often."""
@@ -258,8 +281,26 @@ class Trainer:
             prefix = "ema_" if weights == "ema" else ""
             for name, measurer in self.validators.items():
                 figures[prefix + name] = measurer.measure(logits_fn, evaluation_batches(e, "validation")).accuracy
+        number = stages.number(e.stages, self.step - 1)
+        figures |= self.alarm.look(number, self.state.variables(), e.strength(self.step - 1))
         self.progress.write("validation", self.step, self.step / e.steps_per_epoch, **figures)
         return figures
+
+    def _keep(self, figures: dict[str, float] | None) -> None:
+        """Saves, unless the alarm has it otherwise."""
+        if figures is None or not self.alarm.raised(figures):
+            return self._save(figures)
+        line, action = self.alarm.line(figures, self.step), self.config.alarm.action
+        if action == "report":
+            self._save(figures)
+            return self.progress.say(line)
+        back = alarm.roll_back(self.checkpoints, self.config.alarm.gap) if action == "rollback" else None
+        if back is None:
+            self._save(figures)
+            self.checkpoints.wait()
+        alarm.note(self.workdir, step=self.step, action=action, back_to=back, **figures)
+        self.ended = True
+        self.progress.say(f"{line}: training ends {'here' if back is None else f'at step {back}, where it was less'}")
 
     def _save(self, metrics: dict[str, float] | None) -> None:
         self.checkpoints.save(self.step, self.state, self.batches.get_state(), metrics)

@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 
 from robust_vit import pixels, randomness
 from robust_vit.data.mixing import Augment
-from robust_vit.training import groups
+from robust_vit.training import groups, stages
 from robust_vit.training.state import TrainState, averaged
 from robust_vit.training.weight_perturbation import perturbed
 from robust_vit.typing import Array, Aside, Attack, Forward, LogitsFn, Objective, Outcome
@@ -132,6 +132,7 @@ def make(
     accumulation: int = 1,
     batch_norm: str = "running",
     steps_per_epoch: float = 1.0,
+    size: tuple[int, int] | None = None,
     augment: Augment | None = None,
     extra_smoothing: float = 0.0,
     awp_gamma: float = 0.0,
@@ -151,6 +152,7 @@ def make(
       accumulation: parts that the batch is processed in.
       batch_norm: the attack's BatchNorm mode, see `adversary_view`.
       steps_per_epoch: by which objectives and the perturbation of the weights know the epoch.
+      size: (H, W) that images are resized to before anything else; None leaves them as they are.
       augment: of the batch, on the device, before the attack: `data.mixing.build`.
       extra_smoothing: label smoothing of the examples that batch["extra"] [B] bool marks, alone.
       awp_gamma: of `weight_perturbation`; 0 for none.
@@ -167,6 +169,8 @@ def make(
         keys = randomness.example_keys(seed, batch["index"], randomness.TRAIN_ATTACK, state.step)
         noise = jax.random.fold_in(jax.random.fold_in(randomness.as_key(seed), randomness.MODEL), state.step)
         images, targets = pixels.as_float(batch["image"]), jax.nn.one_hot(batch["label"], num_classes)
+        if size is not None:
+            images = stages.resize(images, size)
         if extra_smoothing:
             targets = jnp.where(batch["extra"][:, None], optax.smooth_labels(targets, extra_smoothing), targets)
         if augment is not None:

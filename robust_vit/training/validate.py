@@ -21,7 +21,7 @@ from robust_vit.data import host, mixing, pipeline, sources
 from robust_vit.errors import check, lookup
 from robust_vit.evaluation import suites
 from robust_vit.models.weights import adapt
-from robust_vit.training import chosen, optimizer, schedules, trackers
+from robust_vit.training import chosen, optimizer, schedules, stages, trackers
 
 Rule = Callable[[str, Any], None]
 SEEDS = 2**32  # more bits than that are cut off by JAX's key, and two seeds would be one
@@ -97,6 +97,17 @@ def milestones(field: str, value: Any) -> None:
     fits = several and all(isinstance(one, int | float) and not isinstance(one, bool) and 0 < one for one in value)
     rising = fits and all(a < b < math.inf for a, b in zip((0, *value), value, strict=False))
     check(field, value, rising, "a sequence of epochs that rise, such as (10, 15)")
+
+
+def each(rule: Rule, what: str) -> Rule:
+    """A sequence whose every one fits a rule, or ()."""
+
+    def several(field: str, value: Any) -> None:
+        check(field, value, isinstance(value, list | tuple), f"a sequence of {what}, one a stage")
+        for one in value:
+            rule(field, one)
+
+    return several
 
 
 def patterns(field: str, value: Any) -> None:
@@ -220,6 +231,14 @@ FIELDS: dict[str, Rule] = {
     "training.save_every_epochs": POSITIVE,
     "training.keep_checkpoints": whole(1),
     "training.trackers": listed,
+    "stages.epochs": each(POSITIVE, "epochs"),
+    "stages.image_sizes": each(whole(1), "sides in pixels"),
+    "stages.steps": each(whole(1), "numbers of steps"),
+    "stages.step_sizes": each(POSITIVE, "fractions of the pixel range"),
+    "alarm.examples": whole(0),
+    "alarm.steps": whole(1),
+    "alarm.gap": RATE,
+    "alarm.action": one_of("report", "stop", "rollback"),
     "validation.steps": whole(1),
     "validation.step_size": NOT_NEGATIVE,
     "validation.restarts": whole(1),
@@ -354,6 +373,8 @@ def _joined(config: ConfigDict) -> None:
         f"shorter than training.epochs = {t.epochs:g}",
     )
     _learning_rate(o, t.epochs)
+    stages.validate(config.stages, t.epochs)
+    _alarm(config)
     allowed = f"with attack.zero_epochs = {c.zero_epochs:g} no longer than training.epochs = {t.epochs:g}"
     check("attack.warmup_epochs", c.warmup_epochs, c.warmup_epochs + c.zero_epochs <= t.epochs, allowed)
     unused = c.schedule == "constant" and c.warmup_epochs > 0
@@ -370,6 +391,16 @@ def _joined(config: ConfigDict) -> None:
     )
     mean, std = config_lib.plain(config.model.mean), config_lib.plain(config.model.std)
     check("model.mean", mean, len(mean) == len(std), "as long as model.std")
+
+
+def _alarm(config: ConfigDict) -> None:
+    """The rules that join the fields of the alarm with each other and with the objective."""
+    section, objective = config.alarm, config.objective.name
+    quiet = section.examples == 0 or objective == "standard"
+    where = "alarm.examples = 0" if section.examples == 0 else f"objective.name = {objective!r}, which calls no attack"
+    check("alarm.gap", section.gap, not (quiet and section.gap), f"0 with {where}")
+    idle = section.action != "report" and not section.gap
+    check("alarm.action", section.action, not idle, "'report' with alarm.gap = 0, which never alarms")
 
 
 def initial(section: ConfigDict) -> None:

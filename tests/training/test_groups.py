@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_run
 
 from robust_vit import attacks, models, objectives
 from robust_vit.models import summary
 from robust_vit.models.parts import forms
-from robust_vit.training import groups, optimizer, state, step
+from robust_vit.training import experiment, groups, optimizer, state, step
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "models"))
 from tiny import TINY
@@ -23,7 +24,7 @@ BLOCKS = {  # how many layers lie between the embedding and the head
     "vit_small_cvst": 1,
     "swin": 3,
     "sparse_swin": 4,
-    "efficientvit_b0": 7,
+    "efficientvit_b0": 5,
     "mobilevit_xxs": 3,
     "cait": 4,
     "xcit": 4,
@@ -150,3 +151,12 @@ def test_a_pattern_that_names_nothing_is_an_error(decay, freeze, message):
 def test_a_model_without_blocks_has_no_layers():
     with pytest.raises(ValueError, match="optimizer.layer_decay = 0.5: must be 1.0"):
         groups.validate({"Dense_0": {"kernel": np.zeros((2, 2))}}, 0.5, ())
+
+
+@pytest.mark.parametrize("field", ["layer_decay", "freeze"])
+def test_a_run_whose_model_lacks_what_is_named_is_refused(field):
+    config = tiny_run.config(
+        **{"optimizer__freeze": ("patch",)} if field == "freeze" else {"optimizer__layer_decay": 0}
+    )
+    with pytest.raises(ValueError, match=f"^optimizer.{field} = "):
+        experiment.build(config)

@@ -181,7 +181,8 @@ def test_the_digest_of_what_a_run_began_with_is_part_of_it(folders, tmp_path):
 def runs(tmp_path_factory):
     """A run of one step that was trained without an attack, and the configuration of one that begins from it."""
     place = tmp_path_factory.mktemp("runs")
-    config = tiny_run.config(objective__name="standard", optimizer__ema_decay=0.9, training__epochs=0.05)
+    short = dict(training__epochs=0.05, optimizer__warmup_epochs=0.0, attack__warmup_epochs=0.0)
+    config = tiny_run.config(objective__name="standard", optimizer__ema_decay=0.9, **short)
     made = experiment.build(config)
     loop.claim(place / "natural", config)
     trainer = loop.Trainer(made, place / "natural", live=False)

@@ -105,14 +105,13 @@ def test_the_table_has_every_field_and_no_other():
             dict(optimizer__warmup_learning_rate=1e-6, optimizer__warmup_epochs=0.0),
             r"optimizer.warmup_learning_rate = 1e-06: must be 0 with",
         ),
-        (dict(optimizer__cooldown_epochs=30.0), r"optimizer.cooldown_epochs = 30.0: must be shorter than"),
+        (dict(optimizer__cooldown_epochs=300.0), r"optimizer.cooldown_epochs = 300.0: must be shorter than"),
         (dict(optimizer__per_epoch=True, training__epochs=2.5), r"optimizer.per_epoch = True: must be False unless"),
         (dict(optimizer__schedule="multistep"), r"optimizer.milestones = \(\): must be given with"),
         (dict(optimizer__milestones=(2, 1)), r"optimizer.milestones = \(2, 1\): must be a sequence of epochs"),
         (dict(optimizer__milestones=(2,)), r"optimizer.milestones = \(2,\): must be left at \(\): adamw with"),
         (dict(optimizer__base_batch=512), r"optimizer.base_batch = 512: must be left at 256 with"),
         (dict(optimizer__lion_b2=0.9), r"optimizer.lion_b2 = 0.9: must be left at 0.99: adamw with"),
-        (dict(optimizer__freeze=("patch",)), r"optimizer.freeze = 'patch': names no parameter of the model"),
     ],
 )
 def test_a_bad_value_is_named_before_anything_compiles(changes, message, compilations):
