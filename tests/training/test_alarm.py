@@ -18,6 +18,7 @@ def rows(workdir):
 def overfit(workdir, action, monkeypatch, gaps=GAPS):
     """A run whose third validation finds a gap, as told, and what it said."""
     config = tiny_run.config(
+        alarm__examples=64,
         alarm__gap=0.2,
         alarm__action=action,
         training__epochs=1.2,
@@ -89,9 +90,12 @@ def test_where_none_was_sound_it_stops(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(alarm__action="stop"), r"alarm.action = 'stop': must be 'report' with alarm.gap = 0"),
+        (dict(alarm__action="stop", alarm__examples=8), r"alarm.action = 'stop': must be 'report' with alarm.gap = 0"),
         (dict(alarm__gap=0.2, alarm__examples=0), r"alarm.gap = 0.2: must be 0 with alarm.examples = 0"),
-        (dict(alarm__gap=0.2, objective__name="standard"), r"alarm.gap = 0.2: must be 0 with objective.name = 'stand"),
+        (
+            dict(alarm__gap=0.2, alarm__examples=8, objective__name="standard"),
+            r"alarm.gap = 0.2: must be 0 with objective.name = 'stand",
+        ),
         (dict(alarm__gap=1.0), r"alarm.gap = 1.0: must be in \[0, 1\)"),
     ],
 )
@@ -114,6 +118,7 @@ def test_fgsm_at_a_large_epsilon_is_found_out(tmp_path, capsys):
         training__epochs=12.0,
         training__validate_every_epochs=1.0,
         training__save_every_epochs=1.0,
+        alarm__examples=128,
         alarm__gap=0.2,
         alarm__action="rollback",
     )

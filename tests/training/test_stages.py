@@ -128,7 +128,6 @@ def train(workdir, said, stop=None):
     loop.claim(workdir, config)
     trainer = loop.Trainer(made, workdir, live=False)
     trainer.validators = {}
-    trainer.alarm.on = False
     trainer.progress.say = said.append
     trainer._stopping = lambda: trainer.step == stop
     trainer.train()

@@ -20,6 +20,7 @@ OVERRIDES = {
     "training.validate_every_epochs": 0.3,
     "attack.warmup_epochs": 0.1,
     "optimizer.warmup_epochs": 0.1,
+    "alarm.examples": 0,
     "validation.steps": 1,
     "validation.examples": 64,
     "evaluation.suite": "clean",
