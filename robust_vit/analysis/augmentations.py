@@ -8,6 +8,7 @@ import numpy as np
 
 from robust_vit import pixels, randomness
 from robust_vit.data import catalogue, host, loading, mixing
+from robust_vit.typing import Array
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,13 +66,11 @@ class Examples:
         load = loading.Loader(self.source, tuple(transforms))
         return [load(int(index), loading.generator(self.seed, int(index)))[0] for index in self.indices]
 
-    def augmented(self, images: Sequence[np.ndarray], **keywords: Any) -> tuple[np.ndarray, np.ndarray]:
+    def augmented(self, images: Array, **keywords: Any) -> tuple[Array, np.ndarray]:
         """Images [B,H,W,C] in [0,1] and targets [B,K] after `mixing.build(**keywords)`."""
         keys = randomness.example_keys(self.seed, self.indices, randomness.MIXING)
-        given = pixels.as_float(loading.stack(images)), jax.nn.one_hot(self.labels, self.num_classes)
-        augment = mixing.build(**keywords)
-        mixed, targets = given if augment is None else jax.jit(augment)(keys, *given)
-        return np.asarray(mixed), np.asarray(targets)
+        mixed, targets = jax.jit(mixing.build(**keywords))(keys, images, jax.nn.one_hot(self.labels, self.num_classes))
+        return mixed, np.asarray(targets)
 
     def words(self, targets: np.ndarray) -> list[str]:
         """The classes of each example, a line each, with their shares where there are several."""
@@ -96,15 +95,15 @@ def configured(
     rows = [_row("as stored", stored, examples.words(np.eye(examples.num_classes)[examples.labels]))]
     for count, name in enumerate(specifications, 1):
         rows.append(_row(f"+ {name}", examples.transformed(transforms[:count])))
-    mixes = augmentation.get("mixup") or augmentation.get("cutmix")
-    last = examples.transformed(transforms) if mixes or augmentation.get("erase") else stored
+    mixes, erases = augmentation.get("mixup") or augmentation.get("cutmix"), augmentation.get("erase")
+    images = as_batch(examples.transformed(transforms)) if mixes or erases else None
     if mixes:
-        images, targets = examples.augmented(last, **{**augmentation, "erase": 0.0})
+        images, targets = examples.augmented(images, **{**augmentation, "erase": 0.0})
         kinds = " / ".join(f"{kind} {augmentation[kind]:g}" for kind in ("mixup", "cutmix") if augmentation.get(kind))
-        rows.append(Row(f"+ {kinds}", images, examples.words(targets)))
-    if augmentation.get("erase"):
-        images, _ = examples.augmented(last, **augmentation)
-        rows.append(Row(f"+ erase {augmentation['erase']:g}", images, [""] * len(images)))
+        rows.append(Row(f"+ {kinds}", np.asarray(images), examples.words(targets)))
+    if erases:  # each of the two has keys of its own, whether the other is there or not
+        images, _ = examples.augmented(images, **{**augmentation, "mixup": 0.0, "cutmix": 0.0})
+        rows.append(Row(f"+ erase {erases:g}", np.asarray(images), [""] * len(images)))
     return rows
 
 
@@ -120,9 +119,15 @@ def every(dataset: "Dataset", seed: int = 0) -> list[Row]:
             name = pattern.format(size=size, eighth=max(1, size // 8))
             rows.append(_row(name, examples.transformed((*before, *host.build([name])))))
     for name, keywords in ON_DEVICE.items():
-        images, targets = examples.augmented(plain, **keywords)
-        rows.append(Row(name, images, examples.words(targets) if "erase" not in keywords else [""] * len(images)))
+        images, targets = examples.augmented(as_batch(plain), **keywords)
+        captions = examples.words(targets) if "erase" not in keywords else [""] * len(images)
+        rows.append(Row(name, np.asarray(images), captions))
     return rows
+
+
+def as_batch(images: Sequence[np.ndarray]) -> Array:
+    """uint8 images as floats [B,H,W,C] in [0,1], as the step makes them."""
+    return pixels.as_float(loading.stack(images))
 
 
 def _row(name: str, images: Sequence[np.ndarray], captions: Sequence[str] = ()) -> Row:

@@ -27,7 +27,7 @@ def shown(figure):
 def drawn(tmp_path_factory):
     """What two transforms, both kinds of mixing and erasing make of eight digits."""
     out = tmp_path_factory.mktemp("sheet") / "deep" / "a.png"
-    on = ["mixup=0.8", "cutmix=1.0", "erase=1.0"]
+    on = ["mixup=0.8", "cutmix=1.0", "erase=1.0", "erase_fill=black"]
     figure = preview.main([*DIGITS, TWO, *[f"--config.augmentation.{one}" for one in on], f"--out={out}"])
     return out, shown(figure)
 
@@ -58,6 +58,16 @@ def test_rows_hold_what_training_would_see(drawn):
     assert len(shares) > 4 and np.allclose(shares, 1, atol=0.011)
 
 
+def test_the_last_row_is_what_the_step_does_at_once(drawn):
+    _, (_, images, _) = drawn
+    examples = augmentations.Examples(data.build("digits"))
+    transforms = host.build(("random_crop(8, padding=1)", "random_affine(10, translate=0.5)"))
+    given = augmentations.as_batch(examples.transformed(transforms))
+    both, _ = examples.augmented(given, mixup=0.8, cutmix=1.0, erase=1.0, erase_fill="black")
+    np.testing.assert_allclose(np.stack(images[-1]), both[..., 0], atol=1e-6)
+
+
+@pytest.mark.slow
 def test_all_shows_every_augmentation_that_the_images_allow():
     colour = data.build("synthetic", size=16, examples=40)
     rows = {row.name: row for row in augmentations.every(colour)}
