@@ -3,7 +3,7 @@
     python -m robust_vit.main --config=configs/convnext_t.py --workdir=runs/convnext_t
     python -m robust_vit.main --config=configs/convnext_t.py:synthetic --workdir=runs/small
 
-The ImageNet run has not been measured in this project.
+The run on ImageNet is imagenet/light_recipe/convnext_t_eps4's; it has not been measured in this project.
 
 Reference: Liu et al. 2022, arXiv 2201.03545.
 """

@@ -3,7 +3,7 @@
     python -m robust_vit.main --config=configs/convnext_t_cvst.py --workdir=runs/convnext_t_cvst
     python -m robust_vit.main --config=configs/convnext_t_cvst.py:synthetic --workdir=runs/small
 
-The ImageNet run has not been measured in this project.
+The ImageNet run has not been measured in this project; a published run is imagenet/singh2023/convnext_t_cvst.
 
 Reference: Singh, Croce & Hein 2023, arXiv 2303.01870.
 """

@@ -3,7 +3,7 @@
     python -m robust_vit.main --config=configs/resnet50_gelu.py --workdir=runs/resnet50_gelu
     python -m robust_vit.main --config=configs/resnet50_gelu.py:synthetic --workdir=runs/small
 
-The ImageNet run has not been measured in this project.
+The run on ImageNet is imagenet/light_recipe/resnet50_gelu_eps4's; it has not been measured in this project.
 
 Reference: He et al. 2016, arXiv 1512.03385; GELU by Bai et al. 2021, arXiv 2111.05464.
 """

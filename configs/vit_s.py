@@ -3,7 +3,7 @@
     python -m robust_vit.main --config=configs/vit_s.py --workdir=runs/vit_s
     python -m robust_vit.main --config=configs/vit_s.py:synthetic --workdir=runs/small
 
-The ImageNet run has not been measured in this project.
+The ImageNet run has not been measured in this project; a published run is imagenet/singh2023/vit_s.
 
 Reference: Dosovitskiy et al. 2021, arXiv 2010.11929.
 """

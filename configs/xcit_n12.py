@@ -3,7 +3,7 @@
     python -m robust_vit.main --config=configs/xcit_n12.py --workdir=runs/xcit_n12
     python -m robust_vit.main --config=configs/xcit_n12.py:synthetic --workdir=runs/small
 
-The ImageNet run has not been measured in this project.
+The ImageNet run has not been measured in this project; a published run is imagenet100/light_recipe/xcit_n12.
 
 Reference: El-Nouby et al. 2021, arXiv 2106.09681.
 """

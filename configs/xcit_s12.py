@@ -3,7 +3,7 @@
     python -m robust_vit.main --config=configs/xcit_s12.py --workdir=runs/xcit_s12
     python -m robust_vit.main --config=configs/xcit_s12.py:synthetic --workdir=runs/small
 
-The ImageNet run has not been measured in this project.
+The run on ImageNet is imagenet/light_recipe/xcit_s12_eps4's; it has not been measured in this project.
 
 Reference: El-Nouby et al. 2021, arXiv 2106.09681.
 """

@@ -294,8 +294,8 @@ def sweeps(path: str | pathlib.Path) -> dict[str, dict[str, dict[str, Any]]]:
     file, _, module = _module(path)
     made = module.sweeps() if hasattr(module, "sweeps") else {}
     made |= {"sweep": module.sweep()} if hasattr(module, "sweep") else {}
-    variants = [variant for one in made.values() if isinstance(one, dict) for variant in one.values()]
-    fits = all(isinstance(one, dict) and one for one in (*made.values(), *variants))
+    fits = all(isinstance(one, dict) and one for one in made.values())
+    fits = fits and all(isinstance(variant, dict) for one in made.values() for variant in one.values())
     check("config", file, fits, "a file whose sweeps return {name: {variant: {field: value}}}")
     return made
 

@@ -151,10 +151,22 @@ def _literal(text: str) -> Any:
 
 def help_text() -> str:
     """Every flag, every shipped configuration, every field with its default and meaning."""
-    configs = [f"  {name:20s} {summary}" for name, summary in config_lib.available().items()]
     fields = [f"  --config.{name}={default!r}\n      {comment}" for name, default, comment in config_lib.describe()]
-    parts = [__doc__, _flags().get_help(), "\nConfigurations (--config=NAME):", *configs]
+    parts = [__doc__, _flags().get_help(), "\nConfigurations (--config=NAME; the end of a name will do):", *_listing()]
     return "\n".join([*parts, "\nFields (--config.NAME=VALUE), with their defaults:", *fields])
+
+
+def _listing() -> list[str]:
+    """The configurations, a paragraph for each folder: those without one first."""
+    folders: dict[str, list[str]] = {}
+    known = config_lib.available()
+    for name in sorted(known, key=lambda name: ("/" in name, name)):
+        folders.setdefault(name.rpartition("/")[0], []).append(name)
+    lines = []
+    for names in folders.values():
+        width = max(map(len, names))
+        lines += ["", *[f"  {name:{width}s}  {known[name]}" for name in names]]
+    return lines[1:]
 
 
 def train(arguments: Sequence[str]) -> dict[str, Any] | None:

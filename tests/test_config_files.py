@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from robust_vit import config as config_lib
+from robust_vit import main
 
 
 @pytest.fixture
@@ -59,9 +60,26 @@ def test_the_folder_at_hand_comes_before_the_package(elsewhere):
 
 
 def test_every_shipped_configuration_is_listed_with_its_first_line():
-    shipped = {path.stem for path in pathlib.Path("configs").glob("*.py")}
+    folder = pathlib.Path("configs")
+    shipped = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.py")}
     listed = config_lib.available()
     assert shipped == set(listed) and all(len(line) > 20 for line in listed.values())
+
+
+def test_the_end_of_a_name_will_do_where_only_one_ends_so(elsewhere):
+    full = config_lib.load_file("imagenet/light_recipe/xcit_s12_eps8")
+    for name in ("xcit_s12_eps8", "light_recipe/xcit_s12_eps8"):
+        assert config_lib.differences(config_lib.load_file(name), full) == []
+    with pytest.raises(ValueError, match=r"^config = 'plain_vit/vit_b2': must be one of"):  # of two data sets
+        config_lib.load_file("plain_vit/vit_b2")
+
+
+def test_help_lists_the_configurations_by_folder():
+    text = main.help_text()
+    paragraphs = [part.splitlines() for part in text[text.index("Configurations") :].split("\n\n")]
+    folders = [{line.split()[0].rpartition("/")[0] for line in part} for part in paragraphs[1:-1]]
+    assert all(len(one) == 1 for one in folders) and folders == sorted(folders, key=sorted)
+    assert all(len(line) <= 170 for part in paragraphs for line in part)
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,12 @@ def test_random_crop_is_a_window_of_the_padded_image(height, width, padding, ref
     assert (windows == out).all((2, 3, 4)).any()
 
 
+def test_the_border_of_a_random_crop_shows_its_fill():
+    (crop,) = host.build(["random_crop(16, padding=4, fill=128)"])
+    out = crop(np.zeros((8, 8, 3), np.uint8), rng())
+    assert out.shape == (16, 16, 3) and not out[4:12, 4:12].any() and (out == 128).mean() == 3 / 4
+
+
 def test_random_crop_larger_than_the_image_is_refused():
     with pytest.raises(ValueError, match="random_crop size = 9: must be at most the padded 8x8"):
         host.RandomCrop(9)(picture(8, 8), rng())
@@ -195,7 +201,7 @@ def test_build_reads_names_with_arguments():
     [
         ("flop", "data transform = 'flop': must be one of .*did you mean 'flip'"),
         ("flip(", "must read like 'flip' or"),
-        ("random_crop(32, pading=4)", "it takes size, padding, reflect; did you mean 'padding'"),
+        ("random_crop(32, pading=4)", "it takes size, padding, reflect, fill; did you mean 'padding'"),
         ("random_crop", "missing a required argument: 'size'"),
         ("random_crop(__import__('os'))", "must read like"),
         ("random_resized_crop(0)", "crop size = 0"),
@@ -204,6 +210,8 @@ def test_build_reads_names_with_arguments():
         ("resize_centre_crop(8, crop_fraction=1.5)", "crop_fraction = 1.5"),
         ("flip(-0.1)", "flip p = -0.1: must be a probability"),
         ("random_crop(8, padding=-1)", "random_crop padding = -1: must be a whole number >= 0"),
+        ("random_crop(8, padding=1, fill=256)", "random_crop fill = 256: must be a grey level of 0..255"),
+        ("random_crop(8, padding=1, fill=1, reflect=True)", "random_crop fill = 1: must be left out with reflect"),
         ("random_crop(7.5)", "random_crop size = 7.5"),
         ("color_jitter(-0.4)", "color_jitter brightness = -0.4: must be >= 0"),
         ("color_jitter('much')", "data transform = .*a value of the wrong kind"),

@@ -65,15 +65,26 @@ class RandomResizedCrop:
 
 @dataclasses.dataclass(frozen=True)
 class RandomCrop:
-    """Pads every side by `padding` zeros (or mirrored pixels) and cuts size x size at random, as for CIFAR."""
+    """Pads every side by `padding` pixels and cuts size x size at random, as for CIFAR.
+
+    Attributes:
+      size: output height and width.
+      padding: pixels on every side.
+      reflect: whether they mirror the image; else they show `fill`.
+      fill: grey level of 0..255.
+    """
 
     size: int
     padding: int = 0
     reflect: bool = False
+    fill: int = 0
 
     def __post_init__(self) -> None:
         check_whole("random_crop size", self.size, 1)
         check_whole("random_crop padding", self.padding, 0)
+        check_whole("random_crop fill", self.fill, 0)
+        check("random_crop fill", self.fill, self.fill <= 255, "a grey level of 0..255")
+        check("random_crop fill", self.fill, not (self.reflect and self.fill), "left out with reflect")
 
     def __call__(self, image: HostImage, rng: np.random.Generator) -> HostImage:
         pixels = as_array(image)
@@ -81,7 +92,8 @@ class RandomCrop:
             mirrored = min(pixels.shape[:2]) - 1
             check("random_crop padding", self.padding, self.padding <= mirrored, f"at most {mirrored}, to be mirrored")
         border = ((self.padding, self.padding), (self.padding, self.padding), (0, 0))
-        pixels = np.pad(pixels, border, mode="reflect" if self.reflect else "constant")
+        look = dict(mode="reflect") if self.reflect else dict(constant_values=self.fill)
+        pixels = np.pad(pixels, border, **look)
         height, width = pixels.shape[:2]
         check("random_crop size", self.size, self.size <= min(height, width), f"at most the padded {height}x{width}")
         top, left = rng.integers(height - self.size + 1), rng.integers(width - self.size + 1)

@@ -1,0 +1,18 @@
+"""DeiT-S/16 at 4/255, light recipe: published as an ablation on ImageNet-100 alone.
+
+    robust-vit train --config=imagenet/light_recipe/deit_s_eps4 --workdir=runs/deit_s_eps4
+
+PGD-1, 512 images a step. A figure on ImageNet is not known.
+
+Cost: 110 epochs of 5 forward passes an image, 1.28 M images, 4.61 GMACs a pass: 6.5e18 operations.
+Not run in this project.
+
+Reference: Debenedetti, Sehwag & Mittal, A Light Recipe to Train Robust Vision Transformers, SaTML 2023, arXiv
+2209.07399; github.com/dedeswim/vits-robustness-torch.
+"""
+
+from robust_vit import recipes
+
+
+def get_config():
+    return recipes.light_recipe.imagenet("deit_small_patch16_224")

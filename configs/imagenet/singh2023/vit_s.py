@@ -1,0 +1,18 @@
+"""ViT-S/16 at 4/255, Singh 2023: 69.2 clean, 44.0 AutoAttack published.
+
+    robust-vit train --config=imagenet/singh2023/vit_s --workdir=runs/vit_s
+
+APGD-2 from the image, heavy augmentation, from clean weights (config.initial.weights).
+
+Cost: 300 epochs of 7 forward passes an image, 1.28 M images, 4.61 GMACs a pass: 2.5e19 operations.
+Not run in this project.
+
+Reference: Singh, Croce & Hein, Revisiting Adversarial Training for ImageNet, NeurIPS 2023, arXiv 2303.01870;
+github.com/nmndeep/revisiting-at.
+"""
+
+from robust_vit import recipes
+
+
+def get_config():
+    return recipes.published.revisited("vit_small_patch16_224")

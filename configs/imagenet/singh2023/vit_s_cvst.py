@@ -1,0 +1,18 @@
+"""ViT-S with a convolutional stem at 4/255, Singh 2023: 72.5 clean, 48.1 AutoAttack published.
+
+    robust-vit train --config=imagenet/singh2023/vit_s_cvst --workdir=runs/vit_s_cvst
+
+APGD-2 from the image, heavy augmentation, from clean weights (config.initial.weights).
+
+Cost: 300 epochs of 7 forward passes an image, 1.28 M images, 4.98 GMACs a pass: 2.7e19 operations.
+Not run in this project.
+
+Reference: Singh, Croce & Hein, Revisiting Adversarial Training for ImageNet, NeurIPS 2023, arXiv 2303.01870;
+github.com/nmndeep/revisiting-at.
+"""
+
+from robust_vit import recipes
+
+
+def get_config():
+    return recipes.published.revisited("vit_small_cvst")
