@@ -72,18 +72,20 @@ def base() -> ConfigDict:
     config.initial.resize = "plain"  # of positions to another grid: plain (bicubic, as DeiT), antialias (as timm), ""
 
     config.attack = ConfigDict()
-    config.attack.name = "pgd"  # of the training attack: robust_vit.attacks.names()
+    config.attack.name = "pgd"  # of the training attack: robust_vit.attacks.names(), or an alias such as bim
     config.attack.norm = "linf"  # of the threat model, also where the run is validated and evaluated: linf, l2, l1
     config.attack.epsilon = 8 / 255  # radius of the ball, likewise
     config.attack.step_size = config.attack.get_ref("epsilon") / 4  # unset: pgd epsilon / 4, fgsm 1.25 epsilon
     config.attack.steps = 7  # of pgd, apgd, fab
-    config.attack.random_start = True  # of pgd, fgsm: from a uniform point of the ball
+    config.attack.random_start = True  # of pgd, fgsm, apgd: from a random point of the ball
     config.attack.restarts = 1  # the best of so many starts, of every attack but fgsm
     config.attack.loss = "cross_entropy"  # what pgd, fgsm, apgd maximise
     config.attack.momentum = 0.0  # of pgd: MI-FGSM's decay
     config.attack.keep = placeholder(str)  # which iterate is trained on; unset: pgd, fgsm "last", apgd, square "loss"
-    config.attack.options = ConfigDict()  # further keywords of the chosen attack: queries of square, targets of fab
-    config.attack.batch_norm = "running"  # statistics during the attack: "running" averages or those of the "batch"
+    config.attack.options = ConfigDict()  # further keywords of the chosen attack: noise of fgsm, queries of square
+    config.attack.batch_norm = "running"  # in the attack: running averages, of the "batch", or all as in "train"
+    config.attack.ard_epochs = 0.0  # attention random dropping fades over so many epochs; 0: none
+    config.attack.prm_epochs = 0.0  # pgd: perturbation random masking fades over so many epochs; 0: none
     config.attack.schedule = "linear"  # of epsilon: linear, sine, constant
     config.attack.warmup_epochs = 0.0  # epochs until epsilon is reached, counted after zero_epochs
     config.attack.zero_epochs = 0.0  # epochs at epsilon 0 before that

@@ -34,7 +34,7 @@ def broken(**changes):
         ),
         (dict(data__batch_size=12), r"data.batch_size = 12: must be divisible by the number of devices, 8"),
         (dict(optimizer__accumulation=3), r"optimizer.accumulation = 3: must be such that"),
-        (dict(attack__batch_norm="train"), r"attack.batch_norm = 'train': must be one of batch, running"),
+        (dict(attack__batch_norm="clean"), r"attack.batch_norm = 'clean': must be one of batch, running, train"),
         (dict(training__epochs=0.0), r"training.epochs = 0.0: must be > 0"),
         (dict(model__mean=(0.5,), model__std=()), r"model.mean = .*as long as model.std"),
     ],

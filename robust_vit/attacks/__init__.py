@@ -65,19 +65,31 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(ATTACKS))
 
 
+def known_as(name: str, field: str = "attack") -> tuple[str, dict[str, Any]]:
+    """What a name or an alias (`bim`, `MI-FGSM`, `apgd-t`; `aliases`) stands for: a name of `names()`, and the alias's
+    defaults.
+
+    Raises:
+      ValueError: if the name is unknown; `field` is what the line calls it, and the nearest is suggested.
+    """
+    key = str(name).lower().replace("-", "_").replace(" ", "_")
+    if key in aliases.ELSEWHERE:
+        raise ValueError(f"{field} = {name!r}: is an ensemble, {aliases.ELSEWHERE[key]}")
+    if key in aliases.ALIASES:
+        return aliases.ALIASES[key]
+    if key not in ATTACKS:
+        lookup(field, name, ATTACKS)
+    return key, {}
+
+
 def factory(name: str) -> Callable[..., Attack]:
-    """The factory of a name or of an alias (`bim`, `MI-FGSM`, `apgd-t`; `aliases`), with the alias's defaults.
+    """The factory of a name or of an alias, with the alias's defaults.
 
     Raises:
       ValueError: if the name is unknown; the nearest is suggested.
     """
-    key = str(name).lower().replace("-", "_").replace(" ", "_")
-    if key in aliases.ELSEWHERE:
-        raise ValueError(f"attack = {name!r}: is an ensemble, {aliases.ELSEWHERE[key]}")
-    if key in aliases.ALIASES:
-        known, defaults = aliases.ALIASES[key]
-        return functools.partial(ATTACKS[known], **defaults)
-    return ATTACKS[key] if key in ATTACKS else lookup("attack", name, ATTACKS)
+    known, defaults = known_as(name)
+    return functools.partial(ATTACKS[known], **defaults) if defaults else ATTACKS[known]
 
 
 def build(name: str, *, threat: Any = None, **keywords: Any) -> Attack:
@@ -121,6 +133,7 @@ __all__ = [
     "fab_run",
     "fgsm",
     "fmn",
+    "known_as",
     "losses",
     "minimal",
     "names",

@@ -10,6 +10,8 @@ ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     **dict.fromkeys(("mim", "mifgsm", "mi_fgsm"), ("pgd", {"random_start": False, "momentum": 1.0, "keep": "last"})),
     # Wong et al. 2020, https://arxiv.org/abs/2001.03994: one step from a random start (give step_size = 1.25 epsilon)
     **dict.fromkeys(("ffgsm", "rs_fgsm", "fgsm_rs"), ("fgsm", {"random_start": True})),
+    # de Jorge et al. 2022, https://arxiv.org/abs/2202.01181: from noise of twice the ball, and not back into it
+    **dict.fromkeys(("nfgsm", "n_fgsm"), ("fgsm", {"noise": 2.0})),
     # the parts of AutoAttack, https://arxiv.org/abs/2003.01690
     **dict.fromkeys(("auto_pgd", "autopgd"), ("apgd", {})),
     "apgd_ce": ("apgd", {"loss": "cross_entropy"}),

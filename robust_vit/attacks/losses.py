@@ -62,6 +62,17 @@ def kl(logits: Array, targets: Array) -> Array:
     return jnp.sum(jnp.where(p > 0, p * (log_p - log_q), 0.0), axis=-1)
 
 
+def squared_error(logits: Array, targets: Array) -> Array:
+    """sum_k (q_k - p_k)^2, where q = softmax(logits) and p = targets: a distance of distributions, in [0,2].
+
+    Its gradient is 0 at q = p, so an attack that starts there needs a random start.
+
+    Reference: Pang et al. 2022 (SCORE), https://arxiv.org/abs/2202.10103
+    """
+    q = jax.nn.softmax(in_float32(logits))
+    return jnp.sum(jnp.square(q - as_distribution(targets, logits.shape[-1])), axis=-1)
+
+
 def margin(logits: Array, targets: Array) -> Array:
     """max_{j != y} z_j - z_y: above 0 when misclassified (Carlini and Wagner, https://arxiv.org/abs/1608.04644).
 
@@ -148,6 +159,7 @@ def require_classes(loss: str, logits: Array, minimum: int) -> None:
 LOSSES: dict[str, Callable[[Array, Array], Array]] = {
     "cross_entropy": cross_entropy,
     "kl": kl,
+    "squared_error": squared_error,
     "margin": margin,
     "probability_margin": probability_margin,
     "dlr": dlr,

@@ -56,6 +56,17 @@ def split(keys: Keys) -> tuple[Keys, Keys]:
     return pairs[:, 0], pairs[:, 1]
 
 
+def normal_start(ball: Ball, scale: float | Array) -> Callable[[Keys, Array, Array | float], Array]:
+    """Makes a start images + scale * g, g standard normal per value, put into the ball: TRADES' way not to begin where
+    its gradient is 0 (Zhang et al. 2019, https://arxiv.org/abs/1901.08573).
+    """
+
+    def start(keys: Keys, images: Array, epsilon: Array | float) -> Array:
+        return ball.project(images + scale * draw(keys, images, jax.random.normal), images, epsilon)
+
+    return start
+
+
 # --- linf: every value within epsilon -------------------------------------------------------------------------------
 
 

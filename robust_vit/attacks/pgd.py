@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from robust_vit.attacks import losses, norms
+from robust_vit.attacks import losses, norms, patch_masks, updates
 from robust_vit.attacks.arguments import (
     as_seen,
     check_count,
@@ -21,10 +21,12 @@ from robust_vit.attacks.arguments import (
     per_example,
     working,
 )
-from robust_vit.errors import check_choice
+from robust_vit.errors import check_choice, lookup
 from robust_vit.typing import Array, Attack, Keys, LogitsFn
 
 KEEP = ("loss", "success", "last")
+STARTS = ("uniform", "normal")
+START_SCALE = 1e-3  # of TRADES, https://arxiv.org/abs/1901.08573
 
 Verdict = tuple[Array, Array]  # the loss [B] that the adversary maximises, and whether it has succeeded [B] bool
 
@@ -44,11 +46,17 @@ def pgd(
     step_size: float | Array | None = None,
     steps: int = 10,
     random_start: bool = True,
+    start: str = "uniform",
+    start_scale: float | Array = START_SCALE,
     restarts: int = 1,
     loss: str = "cross_entropy",
     targeted: bool = False,
+    update: str = "steepest",
     momentum: float = 0.0,
     keep: str = "loss",
+    patch_keep: float | Array | None = None,
+    patch_size: int | None = None,
+    stochastic: bool = False,
 ) -> Attack:
     """Makes a PGD attack: x <- project(x + step_size * steepest(gradient of the loss)), from a random start.
 
@@ -56,16 +64,25 @@ def pgd(
       norm: "linf", "l2" or "l1". An L1 step moves the 1 % of values with the largest gradient, which is not the best
         sparsity for every radius: evaluate L1 with an attack that adapts it (APGD).
       epsilon: radius of the ball, in units of the [0,1] pixel range; scalar or [B], may be traced.
-      step_size: length of a step in the same norm and units; 2.5 * epsilon / steps by default (Madry et al.).
+      step_size: length of a step in the same norm and units; 2.5 * epsilon / steps by default (Madry et al.). Of
+        "adam": its learning rate, 0.1 by default.
       steps: gradient evaluations a restart; part of the program's shape only as a loop bound.
-      random_start: start at a uniform point of the ball; otherwise at the clean image.
+      random_start: start at a random point of the ball; otherwise at the clean image.
+      start: how that point is drawn: "uniform" in the ball, or "normal" around the image, put into the ball.
+      start_scale: standard deviation of "normal", in units of the [0,1] pixel range; TRADES' by default.
       restarts: independent starts; the best point over all of them is returned.
-      loss: what is maximised: "cross_entropy", "kl", "margin" or "dlr".
+      loss: what is maximised: a name of `losses.LOSSES`.
       targeted: `targets` are the classes to reach, and the loss is minimised.
-      momentum: decay of the accumulated, L1-normalised gradients; 0 is plain PGD, 1 is MI-FGSM's default.
+      update: the rule that makes steps of gradients, see `updates`: "steepest", "heavy_ball" (FARE's) or "adam".
+      momentum: of "steepest": decay of the accumulated, L1-normalised gradients; 0 is plain PGD, 1 is MI-FGSM's
+        default. Of "heavy_ball": decay of the steps, 0.9 in the paper.
       keep: "loss" returns the point of highest loss among all iterates, the start included; "success" prefers
         misclassified points, then the loss (for evaluation); "last" returns the last iterate and saves the forward pass
         that judges it (for training).
+      patch_keep: perturbation random masking: before every gradient the perturbation is set to 0 on all but this
+        fraction of the image's patches, drawn anew; in [0,1], may be traced. None or 1 for none.
+      patch_size: side of those patches in pixels.
+      stochastic: the model is called as logits_fn(images, keys [B]), with fresh keys for every evaluation.
 
     Returns:
       attack(keys [B], logits_fn, images [B,H,W,C], targets [B] or [B,K], strength=1.0) -> adversarial images, same
@@ -74,26 +91,69 @@ def pgd(
     Raises:
       ValueError: for a bad keyword, before anything is compiled.
 
-    Reference: Madry et al. 2018, https://arxiv.org/abs/1706.06083; momentum: Dong et al. 2018,
-      https://arxiv.org/abs/1710.06081
+    Reference: Madry et al. 2018, https://arxiv.org/abs/1706.06083; masking: Mo et al. 2022,
+      https://arxiv.org/abs/2210.07540
     """
     check_epsilon(epsilon, norm)
     check_count("steps", steps)
     check_count("restarts", restarts)
     check_choice("keep", keep, KEEP)
+    check_choice("start", start, STARTS)
     if step_size is not None and not is_zero(epsilon):  # a ball of radius 0 needs no step
         check_positive("step_size", step_size)
-    if is_concrete(momentum) and not 0 <= momentum < float("inf"):
-        raise ValueError(f"momentum = {momentum}: must be at least 0")
+    _check_momentum(momentum, update)
+    _check_start(random_start, start, start_scale)
+    _check_masks(patch_keep, patch_size)
     if restarts > 1 and not random_start:
         raise ValueError(f"restarts = {restarts}: must be 1 without random_start, all restarts would be the same")
     if restarts > 1 and keep == "last":
         raise ValueError(f"restarts = {restarts}: must be 1 with keep = 'last', which compares no points")
-    ball, objective = norms.get(norm), losses.get(loss)
-    step_size = 2.5 * epsilon / steps if step_size is None else step_size
+    if step_size is None:
+        step_size = updates.ADAM_STEP_SIZE if update == "adam" else 2.5 * epsilon / steps
+    ball = norms.get(norm)
+    if start == "normal":
+        ball = ball._replace(start=norms.normal_start(ball, start_scale))
+    if not random_start:
+        ball = ball._replace(start=lambda keys, images, epsilon: images)
+    return inside(
+        ball,
+        epsilon=epsilon,
+        step_size=step_size,
+        steps=steps,
+        restarts=restarts,
+        rule=lookup("update", update, updates.UPDATES)(ball, steps, momentum),
+        loss=loss,
+        targeted=targeted,
+        keep=keep,
+        masks=None if patch_keep is None else lambda keys, x: patch_masks.kept(keys, x, patch_keep, patch_size),
+        stochastic=stochastic,
+    )
+
+
+def inside(
+    ball: norms.Ball,
+    *,
+    epsilon: float | Array,
+    step_size: float | Array,
+    steps: int,
+    rule: updates.Update,
+    restarts: int = 1,
+    loss: str = "cross_entropy",
+    targeted: bool = False,
+    keep: str = "last",
+    masks: Callable[[Keys, Array], Array] | None = None,
+    stochastic: bool = False,
+) -> Attack:
+    """`pgd` in any ball, which says where to start and what to project on, by any rule; keywords are checked already.
+
+    Args:
+      masks: (keys [B], images) -> [B,H,W,1] booleans, where the perturbation is kept before a gradient is taken; None
+        keeps it everywhere.
+    """
+    objective = losses.get(loss)
 
     def attack(keys: Keys, logits_fn: LogitsFn, images: Array, targets: Array, strength: Array | float = 1.0) -> Array:
-        keys = check_inputs(keys, logits_fn, images, targets, strength)
+        keys = check_inputs(keys, logits_fn, images, targets, strength, stochastic)
         logits_fn, images, targets = detach((logits_fn, images, targets))
         radius = per_example(epsilon, images) * per_example(strength, images)
         step = per_example(step_size, images) * per_example(strength, images)
@@ -101,21 +161,84 @@ def pgd(
         gradient, verdict = judged(logits_fn, images, targets, objective, targeted, by_success=keep == "success")
 
         def move(points: Array, direction: Array) -> Array:
-            points = points + expand(step, clean) * ball.steepest(direction, points)
+            points = points + expand(step, clean) * direction
             return ball.project(points, clean, radius)
 
         def restart(best: Best, index: Array) -> tuple[Best, None]:
-            folded = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, index)
-            points = ball.start(folded, clean, radius) if random_start else clean
-            points, best = ascend(gradient, move, points, best, steps, momentum, keep_best=keep != "last")
+            points = ball.start(_folded(keys, index), clean, radius)
+            noise, masked = draws(_folded(keys, restarts + index), clean, stochastic, masks)
+
+            def one_step(carry: tuple, number: Array) -> tuple[tuple, None]:
+                points, memory, best = carry
+                points = masked(points, number)
+                slope, judgement = gradient(points, *noise(number))
+                best = better(best, points, *judgement) if keep != "last" else best
+                direction, memory = rule.step(slope, points, memory, number)
+                return (move(points, direction), memory, best), None
+
+            at_rest = points - points  # not zeros_like: under shard_map it varies over devices as the carry does
+            # A step's gradient comes with the loss of the point it starts from: keeping the best costs no further pass.
+            (points, _, best), _ = jax.lax.scan(one_step, (points, rule.start(at_rest), best), jnp.arange(steps))
             if keep == "last":
                 return best._replace(points=points), None
-            return better(best, points, *verdict(points)), None
+            return better(best, points, *verdict(points, *noise(steps))), None
 
         best, _ = jax.lax.scan(restart, nothing_yet(clean), jnp.arange(restarts))
         return finish(best.points, images, radius)
 
     return attack
+
+
+def draws(
+    keys: Keys, clean: Array, stochastic: bool, masks: Callable[[Keys, Array], Array] | None
+) -> tuple[Callable[..., tuple[Keys, ...]], Callable[..., Array]]:
+    """What is drawn anew at a step: two functions, number -> the model's keys, none where it takes none, and
+    (points, number) -> the points with part of their perturbation set to 0.
+    """
+
+    def noise(number: Array | int) -> tuple[Keys, ...]:
+        return (norms.split(_folded(keys, number))[0],) if stochastic else ()
+
+    def masked(points: Array, number: Array) -> Array:
+        if masks is None:
+            return points
+        return jnp.where(masks(norms.split(_folded(keys, number))[1], clean), points, clean)
+
+    return noise, masked
+
+
+def _folded(keys: Keys, number: Array | int) -> Keys:
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
+
+
+def _check_momentum(momentum: float | Array, update: str) -> None:
+    if not is_concrete(momentum):
+        return
+    if not 0 <= momentum < float("inf"):
+        raise ValueError(f"momentum = {momentum}: must be at least 0")
+    if update == "heavy_ball" and momentum == 0:
+        raise ValueError(f"momentum = {momentum}: must be above 0 with update = 'heavy_ball', 0.9 in its paper")
+    if update == "adam" and momentum != 0:
+        raise ValueError(f"momentum = {momentum}: must be 0 with update = 'adam', which has its own")
+
+
+def _check_start(random_start: bool, start: str, start_scale: float | Array) -> None:
+    if start == "normal":
+        check_positive("start_scale", start_scale)
+        if not random_start:
+            raise ValueError("start = 'normal': must be left out without random_start, which starts at the clean image")
+    elif is_concrete(start_scale) and start_scale != START_SCALE:
+        raise ValueError(f"start_scale = {start_scale}: must be left out with start = {start!r}")
+
+
+def _check_masks(patch_keep: float | Array | None, patch_size: int | None) -> None:
+    if (patch_keep is None) != (patch_size is None):
+        raise ValueError(f"patch_size = {patch_size!r}: must be given with patch_keep, and only then")
+    if patch_keep is None:
+        return
+    check_count("patch_size", patch_size)
+    if is_concrete(patch_keep) and not 0 <= patch_keep <= 1:
+        raise ValueError(f"patch_keep = {patch_keep}: must be in [0, 1]")
 
 
 def judged(
@@ -125,61 +248,28 @@ def judged(
     objective: Callable[[Array, Array], Array],
     targeted: bool,
     by_success: bool,
-) -> tuple[Callable[[Array], tuple[Array, Verdict]], Callable[[Array], Verdict]]:
+) -> tuple[Callable[..., tuple[Array, Verdict]], Callable[..., Verdict]]:
     """Returns two functions, points -> (gradient, verdict) and points -> verdict; the adversary wants a larger loss.
+    Keys [B] after the points go to the model.
 
     The losses of a batch are summed, not averaged: the gradient of one image does not depend on the batch it sits in.
     """
     sign = -1.0 if targeted else 1.0
 
-    def total(seen: Array) -> tuple[Array, Verdict]:
-        logits = logits_fn(seen)
+    def total(seen: Array, *keys: Keys) -> tuple[Array, Verdict]:
+        logits = logits_fn(seen, *keys)
         loss = sign * objective(logits, targets)
         hit = jnp.argmax(logits, axis=-1) == losses.as_labels(targets)
         return jnp.sum(loss), (loss, hit == targeted if by_success else jnp.zeros_like(hit))
 
-    def gradient(points: Array) -> tuple[Array, Verdict]:
-        slope, verdict = jax.grad(total, has_aux=True)(as_seen(points, images))
+    def gradient(points: Array, *keys: Keys) -> tuple[Array, Verdict]:
+        slope, verdict = jax.grad(total, has_aux=True)(as_seen(points, images), *keys)
         return working(slope), verdict
 
-    def verdict(points: Array) -> Verdict:
-        return total(as_seen(points, images))[1]
+    def verdict(points: Array, *keys: Keys) -> Verdict:
+        return total(as_seen(points, images), *keys)[1]
 
     return gradient, verdict
-
-
-def ascend(
-    gradient: Callable[[Array], tuple[Array, Verdict]],
-    move: Callable[[Array, Array], Array],
-    points: Array,
-    best: Best,
-    steps: int,
-    momentum: float,
-    keep_best: bool,
-) -> tuple[Array, Best]:
-    """Moves `steps` times from `points`; returns the last point, not judged yet, and the best one before it.
-
-    A step's gradient comes with the loss of the point it starts from, so keeping the best costs no further forward pass
-    here.
-    """
-    plain = is_concrete(momentum) and momentum == 0
-
-    def one_step(carry: tuple[Array, Array, Best], _: None) -> tuple[tuple[Array, Array, Best], None]:
-        points, direction, best = carry
-        slope, verdict = gradient(points)
-        best = better(best, points, *verdict) if keep_best else best
-        direction = slope if plain else momentum * direction + l1_normalised(slope)
-        return (move(points, direction), direction, best), None
-
-    at_rest = points - points  # not zeros_like: under shard_map it varies over devices as the carry does
-    (points, _, best), _ = jax.lax.scan(one_step, (points, at_rest, best), None, length=steps)
-    return points, best
-
-
-def l1_normalised(gradient: Array) -> Array:
-    """gradient / |gradient|_1 per example, zero for a zero gradient."""
-    total = jnp.sum(jnp.abs(gradient), axis=norms.PIXELS, keepdims=True)
-    return gradient / jnp.where(total > 0, total, 1.0)
 
 
 def nothing_yet(clean: Array) -> Best:

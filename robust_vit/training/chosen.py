@@ -8,35 +8,52 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from robust_vit import attacks, models, objectives
 from robust_vit import config as config_lib
+from robust_vit.attacks import updates
 from robust_vit.config import ConfigDict
 from robust_vit.data import mixing
 from robust_vit.errors import check, lookup, nearest
+from robust_vit.models.parts import taps
 from robust_vit.training import optimizer, schedules
-from robust_vit.typing import Attack, Objective
+from robust_vit.training.adversary import ramp
+from robust_vit.typing import Array, Attack, Objective
 
 # Fields of the section "attack" that are no keywords of an attack, but say how training uses it.
-OF_TRAINING = ("name", "options", "batch_norm", "schedule", "warmup_epochs", "zero_epochs", "per_epoch")
+OF_TRAINING = ("name", "options", "batch_norm", "ard_epochs", "prm_epochs")
+OF_TRAINING += ("schedule", "warmup_epochs", "zero_epochs", "per_epoch")
 # Fields of the section "optimizer" that all optimisers and schedules take.
 EVERY_OPTIMIZER = ("name", "schedule", "learning_rate", "scale_with_batch", "base_batch", "clip_norm", "accumulation")
 EVERY_OPTIMIZER += ("ema_decay", "layer_decay", "freeze", "per_epoch", "warmup_epochs", "warmup_learning_rate")
-# Keywords that training cannot give a meaning: an attack towards the label, a model that is called with keys.
-UNTRAINABLE = {"pgd": {"targeted"}, "fgsm": {"targeted"}, "apgd": {"stochastic", "eot"}}
+# Keywords that training cannot give a meaning, an attack towards the label, or gives itself (`attack_at`).
+UNTRAINABLE = {
+    "pgd": {"targeted", "stochastic", "patch_keep", "patch_size"},
+    "fgsm": {"targeted", "stochastic"},
+    "apgd": {"eot", "stochastic"},
+}
 IMPLIED = {"fgsm": {"steps": 1}}  # what may be said although it is not taken
 
 
 def training_defaults(section: ConfigDict) -> dict[str, Any]:
     """The keywords of the chosen attack that are others in training than `config.base` or its factory says."""
+    name, own = attacks.known_as(section.name, "attack.name")
+    options = own | config_lib.plain(section.options)
+    # Wong et al. 2020, arXiv 2001.03994; N-FGSM: de Jorge et al. 2022, arXiv 2202.01181
+    fast = section.epsilon if options.get("noise") else 1.25 * section.epsilon
     table = {
         "pgd": {"keep": "last" if section.restarts == 1 else "loss"},  # "last" spends no forward pass on a verdict
-        "fgsm": {"keep": "last", "step_size": 1.25 * section.epsilon},  # Wong et al. 2020, arXiv 2001.03994
+        "fgsm": {"keep": "last", "step_size": fast},
         # "success" would return the clean image where the attack fails, and train on that.
-        "apgd": {"keep": "loss"},
+        "apgd": {"keep": "loss", "last_gradient": False},
         "square": {"keep": "loss", "queries": 100, "rescale_schedule": True},  # 5000 by default, for evaluation
         "fab": {"targets": 1},  # of its steps each; 9 by default, for evaluation
     }
-    return table.get(section.name, {})
+    if options.get("update") == "adam":
+        table["pgd"]["step_size"] = updates.ADAM_STEP_SIZE
+    return table.get(name, {}) | own
 
 
 def attack_keywords(section: ConfigDict) -> dict[str, Any]:
@@ -45,14 +62,15 @@ def attack_keywords(section: ConfigDict) -> dict[str, Any]:
     Raises:
       ValueError: for a changed field that the attack does not take, or an option that is none of its keywords.
     """
-    takes = parameters(lookup("attack.name", section.name, attacks.ATTACKS))
+    name, _ = attacks.known_as(section.name, "attack.name")
+    takes = parameters(attacks.ATTACKS[name])
     default = config_lib.base().attack
     default.epsilon = section.epsilon  # which the default step size follows
-    implied = IMPLIED.get(section.name, {})
+    implied = IMPLIED.get(name, {})
     rest = [field for field in section if implied.get(field, _MISSING) != section[field]]
     unchanged("attack", section, rest, default, {*takes, *OF_TRAINING}, section.name)
     options = config_lib.plain(section.options)
-    known = [one for one in takes if one not in section and one not in UNTRAINABLE.get(section.name, ())]
+    known = [one for one in takes if one not in section and one not in UNTRAINABLE.get(name, ())]
     _known_options("attack", section, options, known)
     own = {field: config_lib.plain(section[field]) for field in section if field in takes}
     unset = {k: v for k, v in training_defaults(section).items() if k not in section or own[k] == default[k]}
@@ -65,7 +83,51 @@ def attack(section: ConfigDict) -> Attack:
     Raises:
       ValueError: one line that names the field.
     """
-    return _made("attack", attacks.ATTACKS[section.name], attack_keywords(section))
+    return _made("attack", attacks.factory(section.name), attack_keywords(section))
+
+
+def drawing(section: ConfigDict) -> bool:
+    """Whether the training attack sees a model that draws: it is called with keys then.
+
+    Raises:
+      ValueError: if the chosen attack cannot do what the section asks for.
+    """
+    takes = parameters(attacks.factory(section.name))
+    for field, keyword, instead in (
+        ("prm_epochs", "patch_keep", "0"),
+        ("ard_epochs", "stochastic", "0"),
+        ("batch_norm", "stochastic", "'running' or 'batch'"),
+    ):
+        fits = keyword in takes or section[field] in (0, "running", "batch")
+        check(f"attack.{field}", section[field], fits, f"{instead} with attack.name = {section.name!r}")
+    return section.batch_norm == "train" or section.ard_epochs > 0
+
+
+def attack_at(section: ConfigDict, module: Any) -> Callable[[Array], Attack] | None:
+    """The training attack of an epoch, where it changes with it or sees a model that draws; None where it does not.
+
+    Args:
+      section: of the attack.
+      module: the model, whose patches are masked and whose branches are dropped.
+
+    Raises:
+      ValueError: if the model has no patches, or no such branches.
+    """
+    given = attack_keywords(section) | ({"stochastic": True} if drawing(section) else {})
+    if section.ard_epochs:
+        images = jax.ShapeDtypeStruct((1, *models.image_shape(module)), jnp.float32)
+        branches = taps.found(module, images) & set(taps.BRANCHES)
+        check("attack.ard_epochs", section.ard_epochs, bool(branches), "0: this model has no attention to drop")
+    if section.prm_epochs:
+        fits = hasattr(module, "patch_size")
+        check("attack.prm_epochs", section.prm_epochs, fits, "0: this model has no patch_size, whose patches to mask")
+        factory, given = attacks.factory(section.name), given | {"patch_size": module.patch_size}
+        _made("attack", factory, given | {"patch_keep": 1.0})  # tells of a bad keyword now
+        return lambda epoch: factory(**given, patch_keep=ramp(epoch, section.prm_epochs))
+    if drawing(section):
+        made = _made("attack", attacks.factory(section.name), given)
+        return lambda epoch: made
+    return None
 
 
 def objective(section: ConfigDict) -> Objective:

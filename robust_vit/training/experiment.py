@@ -1,6 +1,7 @@
 """A configuration turned into the parts of a run: nothing is compiled here."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from robust_vit.data import pipeline
 from robust_vit.errors import check
 from robust_vit.models import summary
 from robust_vit.training import chosen, groups, optimizer, schedules, stages, step, validate
-from robust_vit.typing import Attack
+from robust_vit.typing import Array, Attack
 
 
 def model_keywords(config: ConfigDict) -> dict[str, Any]:
@@ -103,8 +104,9 @@ def build_stages(
         except ValueError as error:
             raise ValueError(f"stages: stage {i + 1}: {error}") from None
         said = f"stage {i + 1} of {count}: images of {size[0]}x{size[1]}, {own.name} of {own.steps} steps"
+        attack_at = chosen.attack_at(own, module)
         shrink = None if size == whole[:2] else size
-        one = build_step(config, on, attack, tx, dataset, steps_per_epoch, shrink)
+        one = build_step(config, on, attack, tx, dataset, steps_per_epoch, shrink, attack_at)
         made.append(stages.Stage(until, size, on, attack, one, said))
     return made
 
@@ -117,8 +119,16 @@ def build_step(
     dataset: Any,
     steps_per_epoch: float,
     size: tuple[int, int] | None = None,
+    attack_at: Callable[[Array], Attack] | None = None,
 ) -> step.Step:
-    """The step of a stage; `size` is what its images are resized to, None for as they are."""
+    """The step of a stage.
+
+    Args:
+      config, module, attack, tx, dataset, steps_per_epoch: the parts of the run, `module` and `attack` as the stage has
+        them.
+      size: what its images are resized to; None for as they are.
+      attack_at: see `step.make`.
+    """
     return step.make(
         module,
         chosen.objective(config.objective),
@@ -129,6 +139,8 @@ def build_step(
         ema_decay=config.optimizer.ema_decay,
         accumulation=config.optimizer.accumulation,
         batch_norm=config.attack.batch_norm,
+        ard_epochs=config.attack.ard_epochs,
+        attack_at=attack_at,
         steps_per_epoch=steps_per_epoch,
         extra_smoothing=config.data.extra.label_smoothing,
         augment=chosen.augmentation(config.augmentation),

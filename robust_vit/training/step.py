@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import Partial
 
 from robust_vit import pixels, randomness
 from robust_vit.data.mixing import Augment
 from robust_vit.training import groups, stages
+from robust_vit.training.adversary import adversary_view, ramp
 from robust_vit.training.state import TrainState, averaged
 from robust_vit.training.weight_perturbation import perturbed
 from robust_vit.typing import Array, Aside, Attack, Forward, LogitsFn, Objective, Outcome
@@ -39,30 +39,6 @@ def training_forward(module: Any, params: Any, key: Array) -> Forward:
     return forward
 
 
-def _batch_normalised(module: Any, variables: Any, images: Array) -> Array:
-    """Training-mode BatchNorm without an update and without drop path: what the attack sees in mode "batch"."""
-    return module.apply(variables, images, train=True, mutable=["batch_stats"])[0]
-
-
-def adversary_view(module: Any, params: Any, statistics: Any, batch_norm: str) -> LogitsFn:
-    """Makes the LogitsFn that the attack differentiates.
-
-    Args:
-      module: the model.
-      params: its weights; no gradient reaches them.
-      statistics: BatchNorm's running averages, {} where there are none.
-      batch_norm: "running" normalises by the running averages, as evaluation does; "batch" by the batch at hand, which
-        is never recorded (Gowal et al. 2021, google-deepmind/deepmind-research adversarial_robustness).
-    """
-    params = jax.lax.stop_gradient(params)
-    if not statistics:
-        return Partial(module.apply, {"params": params})
-    variables = {"params": params, "batch_stats": statistics}
-    if batch_norm == "running":
-        return Partial(module.apply, variables)
-    return Partial(functools.partial(_batch_normalised, module.clone(drop_path=0.0)), variables)
-
-
 def _correct(logits: Array | None, labels: Array) -> Array:
     return jnp.zeros(()) if logits is None else jnp.sum((jnp.argmax(logits, -1) == labels).astype(jnp.float32))
 
@@ -72,7 +48,7 @@ def _loss(
     *,
     module: Any,
     objective: Objective,
-    mode: str,
+    view: Callable[..., LogitsFn],
     own: Attack,
     strength: Array,
     stats: Any,
@@ -81,7 +57,7 @@ def _loss(
     attack: Attack | None = None,  # in place of its own
 ):
     forward = training_forward(module, params, batch["noise"])
-    adversary = adversary_view(module, params, stats, mode)
+    adversary = view(module, params, stats)
     given = (batch["keys"], batch["image"], batch["targets"], strength, aside)
     outcome: Outcome = objective(forward, stats, adversary, attack or own, *given)
     sums = {
@@ -131,6 +107,8 @@ def make(
     ema_decay: float = 0.0,
     accumulation: int = 1,
     batch_norm: str = "running",
+    ard_epochs: float = 0.0,
+    attack_at: Callable[[Array], Attack] | None = None,
     steps_per_epoch: float = 1.0,
     size: tuple[int, int] | None = None,
     augment: Augment | None = None,
@@ -150,7 +128,9 @@ def make(
       seed: of the attack's and the model's randomness.
       ema_decay: of the average of the weights; 0 for none.
       accumulation: parts that the batch is processed in.
-      batch_norm: the attack's BatchNorm mode, see `adversary_view`.
+      batch_norm: what the attack sees, see `adversary_view`; "train" asks for a stochastic attack.
+      ard_epochs: until which attention random dropping fades; 0 for none. It asks for a stochastic attack.
+      attack_at: epoch, traced -> the training attack, in place of `attack`, where it changes with the epoch or draws.
       steps_per_epoch: by which objectives and the perturbation of the weights know the epoch.
       size: (H, W) that images are resized to before anything else; None leaves them as they are.
       augment: of the batch, on the device, before the attack: `data.mixing.build`.
@@ -187,9 +167,9 @@ def make(
     ):
         count, epoch = batch["label"].shape[0], state.step / steps_per_epoch
         batch, aside = prepare(state, batch), Aside(teacher, state.memory, epoch)
-        loss = functools.partial(
-            _loss, module=module, objective=objective, own=attack, strength=strength, mode=batch_norm
-        )
+        own = attack if attack_at is None else attack_at(epoch)
+        view = functools.partial(adversary_view, batch_norm=batch_norm, branch_keep=ramp(epoch, ard_epochs))
+        loss = functools.partial(_loss, module=module, objective=objective, own=own, strength=strength, view=view)
         gradient = groups.held(jax.grad(loss, has_aux=True), freeze)
         if awp_gamma:
             gradient = perturbed(gradient, jnp.where(epoch >= awp_from_epoch, awp_gamma, 0.0))

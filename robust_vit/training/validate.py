@@ -58,6 +58,11 @@ def one_of(*allowed: str) -> Rule:
     return name(lambda: allowed)
 
 
+def attack_name(field: str, value: Any) -> None:
+    """An attack, or an alias of one."""
+    attacks.known_as(value if isinstance(value, str) else repr(value), field)
+
+
 def truth(field: str, value: Any) -> None:
     """True or False."""
     check(field, value, isinstance(value, bool), "True or False")
@@ -179,7 +184,7 @@ FIELDS: dict[str, Rule] = {
     "initial.average": one_of("", "raw", "ema"),
     "initial.head": one_of("auto", "keep", "new"),
     "initial.resize": name(lambda: adapt.RESIZE),
-    "attack.name": name(attacks.names),
+    "attack.name": attack_name,
     "attack.norm": name(lambda: norms.BALLS),
     "attack.epsilon": finite,  # its range depends on the norm
     "attack.step_size": finite,
@@ -189,7 +194,9 @@ FIELDS: dict[str, Rule] = {
     "attack.loss": word,  # each attack knows its own
     "attack.momentum": NOT_NEGATIVE,
     "attack.keep": lambda field, value: None if value is None else one_of("last", "loss", "success")(field, value),
-    "attack.batch_norm": one_of("running", "batch"),
+    "attack.batch_norm": one_of("running", "batch", "train"),
+    "attack.ard_epochs": NOT_NEGATIVE,
+    "attack.prm_epochs": NOT_NEGATIVE,
     "attack.schedule": name(lambda: schedules.STRENGTHS),
     "attack.warmup_epochs": NOT_NEGATIVE,
     "attack.zero_epochs": NOT_NEGATIVE,
@@ -280,6 +287,8 @@ def validate(config: ConfigDict, devices: int = 1) -> None:
     _joined(config)
     _attack_options(config.attack)
     chosen.attack(config.attack)
+    chosen.drawing(config.attack)
+    _start(config)
     chosen.objective(config.objective)
     chosen.optimizer_keywords(config.optimizer)
     chosen.augmentation(config.augmentation)
@@ -379,8 +388,6 @@ def _joined(config: ConfigDict) -> None:
     check("attack.warmup_epochs", c.warmup_epochs, c.warmup_epochs + c.zero_epochs <= t.epochs, allowed)
     unused = c.schedule == "constant" and c.warmup_epochs > 0
     check("attack.warmup_epochs", c.warmup_epochs, not unused, "0 with attack.schedule = 'constant'")
-    still = config.objective.name == "trades" and c.name in ("pgd", "fgsm") and not c.random_start
-    check("attack.random_start", c.random_start, not still, "True for trades: its gradient is 0 at the image itself")
     teacher, needs = config.objective.teacher, config.objective.name in objectives.TEACHERS
     wanted = "a run folder or a folder of converted weights" if needs else "left out"
     check(
@@ -431,6 +438,14 @@ def _learning_rate(o: ConfigDict, epochs: float) -> None:
     scaled, usual = o.scale_with_batch != "off", config_lib.base().optimizer.base_batch
     allowed = f"left at {usual} with optimizer.scale_with_batch = 'off'"
     check("optimizer.base_batch", o.base_batch, scaled or o.base_batch == usual, allowed)
+
+
+def _start(config: ConfigDict) -> None:
+    """The attack of TRADES starts away from the image."""
+    keywords = chosen.attack_keywords(config.attack)
+    still = keywords.get("random_start") is False and not keywords.get("noise")
+    fits = config.objective.name != "trades" or not still
+    check("attack.random_start", False, fits, "True for trades: its gradient is 0 at the image itself")
 
 
 def batches(config: ConfigDict, devices: int) -> None:

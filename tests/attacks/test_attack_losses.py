@@ -27,6 +27,8 @@ def oracle(name, z, p):
         return -(p * log_q).sum(axis=-1)
     if name == "kl":
         return np.array([sum(a * (np.log(a) - b) for a, b in zip(*row) if a > 0) for row in zip(p, log_q)])
+    if name == "squared_error":
+        return ((np.exp(log_q) - p) ** 2).sum(axis=-1)
     if name == "margin":
         return other - z[rows, y]
     if name == "probability_margin":
@@ -53,6 +55,7 @@ def test_hand_computed_numbers():
     z = jnp.log(jnp.array([[0.5, 0.3, 0.1, 0.1]]))  # softmax gives these probabilities back
     label = jnp.array([0])
     np.testing.assert_allclose(losses.cross_entropy(z, label), [0.693147], rtol=1e-5)  # -log 0.5
+    np.testing.assert_allclose(losses.squared_error(z, label), [0.36], rtol=1e-5)  # .25 + .09 + .01 + .01
     uniform = jnp.full((1, 4), 0.25)
     # sum 1/4 (log 1/4 - log q) = -log 4 - (log .5 + log .3 + 2 log .1) / 4
     np.testing.assert_allclose(losses.kl(z, uniform), [0.239282], rtol=1e-4)

@@ -61,7 +61,7 @@ def test_the_keywords_of_an_attack(overrides, keywords):
         (dict(attack__name="fgsm", attack__steps=3), r"attack.steps = 3: must be left at 7: fgsm does not take it"),
         (dict(attack__name="square", attack__momentum=1.0), r"attack.momentum = 1.0: must be left at 0.0: square"),
         (dict(attack__name="fab", attack__loss="dlr"), r"attack.loss = 'dlr': must be left at 'cross_entropy': fab"),
-        (dict(attack__options={"step": 3}), r"attack.options.step: pgd takes no options"),
+        (dict(attack__options={"step": 3}), r"attack.options.step: pgd takes start, start_scale, update"),
         (dict(attack__options={"steps": 3}), r"attack.options.steps: must be left out; attack.steps says it"),
         (
             dict(attack__name="square", attack__options={"querys": 3}),

@@ -20,17 +20,19 @@ from robust_vit.attacks.arguments import check_count
 from robust_vit.attacks.autoattack import protocol
 from robust_vit.attacks.autoattack.protocol import expand
 from robust_vit.attacks.autoattack.timetable import RHO, Timetable, timetable
-from robust_vit.errors import check_choice
+from robust_vit.errors import check, check_choice
 from robust_vit.typing import Array, Keys, LogitsFn
 
+FIRST_FRACTION = 0.2  # l1: of the coordinates, that the first steps move
 MOMENTUM = 0.75  # the weight of the new step against the last displacement
 
-# (logits [B,K], labels [B], target classes [B]) -> [B], maximised
+# (logits [B,K], labels [B] or distributions [B,K], target classes [B]) -> [B], maximised
 LOSSES: dict[str, Callable[[Array, Array, Array], Array]] = {
     "cross_entropy": lambda z, y, t: losses.cross_entropy(z, y),
     "dlr": lambda z, y, t: losses.dlr(z, y),
     "margin": lambda z, y, t: losses.margin(z, y),
     "probability_margin": lambda z, y, t: losses.probability_margin(z, y),
+    "squared_error": lambda z, y, t: losses.squared_error(z, y),
     "targeted_cross_entropy": lambda z, y, t: -losses.cross_entropy(z, t),
     "targeted_dlr": losses.targeted_dlr,
 }
@@ -65,6 +67,7 @@ class APGDState:
     reduced: Array  # whether the last check reduced the step size
     fraction: Array | None  # l1: the fraction of coordinates a step moves
     support: Array | None  # l1: non-zero coordinates of the best perturbation at the last check
+    soft: Array | None = None  # [B,K] distributions that the loss takes in place of the labels
     implementation: str = flax.struct.field(pytree_node=False, default="threefry2x32")
 
 
@@ -83,6 +86,7 @@ class APGD:
     rho: float
     reference_quirks: bool
     draws: Callable[[Keys, Array], Array]
+    first_fraction: float
 
     @property
     def ticks(self) -> int:
@@ -114,7 +118,8 @@ class APGD:
           keys: [B] typed keys.
           logits_fn: not used.
           images: [B,H,W,C] in [0,1].
-          labels: [B] int.
+          labels: [B] int; or distributions [B,K], which the loss takes, while their most probable class is what a
+            success is told from.
           targets: [B] int, the class to push to, for targeted losses; any other number (-1) for the others.
           epsilon: [B] radii.
           restart: not used.
@@ -129,7 +134,7 @@ class APGD:
         l1 = self.norm == "l1"
         return APGDState(
             images=images,
-            labels=labels.astype(jnp.int32),
+            labels=losses.as_labels(labels),
             targets=targets.astype(jnp.int32),
             epsilon=epsilon,
             key=key,
@@ -150,6 +155,7 @@ class APGD:
             reduced=none,
             fraction=zero if l1 else None,
             support=zero if l1 else None,
+            soft=None if jnp.issubdtype(labels.dtype, jnp.integer) else losses.in_float32(labels),
             implementation=implementation,
         )
 
@@ -159,7 +165,7 @@ class APGD:
 
     def tick(self, logits_fn: LogitsFn, s: APGDState) -> APGDState:
         """Judges the current point of every slot and moves on."""
-        now = jax.tree.map(lambda column: jnp.asarray(column)[s.tick], self._timetable)
+        now = self._now(s)
         loss, logits, gradient = self._evaluate(logits_fn, s)
         s = self._record(s, now, loss, logits, gradient)
         s, back = self._control(s, now)
@@ -173,6 +179,14 @@ class APGD:
             done = done | s.broken
         return s.replace(current=following, previous=None if s.previous is None else point, tick=tick, done=done)
 
+    def judge(self, logits_fn: LogitsFn, s: APGDState) -> APGDState:
+        """The last tick by a forward pass alone: records what it finds, to the same result, and moves no more."""
+        loss, logits = self._loss_of(logits_fn, s, s.current, self.eot - 1)
+        return self._record(s, self._now(s), loss, logits, None)
+
+    def _now(self, s: APGDState) -> Timetable:
+        return jax.tree.map(lambda column: jnp.asarray(column)[s.tick], self._timetable)
+
     def _first_point(self, keys: Keys, images: Array, epsilon: Array) -> Array:
         noise = self.draws(keys, images)
         if self.norm != "l1":
@@ -184,9 +198,7 @@ class APGD:
         """Returns loss [B] and logits [B,K] of the last draw, and the gradient averaged over all draws."""
 
         def total(points: Array, draw: Array):
-            logits = logits_fn(points, self._draw_keys(s, draw)) if self.stochastic else logits_fn(points)
-            logits = losses.in_float32(logits)
-            loss = self._loss(logits, s.labels, s.targets)
+            loss, logits = self._loss_of(logits_fn, s, points, draw)
             return loss.sum(), (loss, logits)
 
         differentiate = jax.grad(total, has_aux=True)
@@ -201,6 +213,12 @@ class APGD:
         gradient, (loss, logits) = jax.lax.scan(add, jnp.zeros_like(s.current), jnp.arange(self.eot))
         return loss[-1], logits[-1], gradient / self.eot
 
+    def _loss_of(self, logits_fn: LogitsFn, s: APGDState, points: Array, draw: Array | int) -> tuple[Array, Array]:
+        """Loss [B] and logits [B,K] of points."""
+        logits = logits_fn(points, self._draw_keys(s, draw)) if self.stochastic else logits_fn(points)
+        logits = losses.in_float32(logits)
+        return self._loss(logits, s.labels if s.soft is None else s.soft, s.targets), logits
+
     def _loss(self, logits: Array, labels: Array, targets: Array) -> Array:
         """[B] what each slot maximises."""
         names = [self.loss] if self.untargeted_loss is None else [self.loss, self.untargeted_loss]
@@ -212,21 +230,25 @@ class APGD:
     def _draw_keys(self, s: APGDState, draw: Array) -> Keys:
         return protocol.folded_keys(s.key, s.implementation, s.tick * self.eot + draw + 1)
 
-    def _record(self, s: APGDState, now: Timetable, loss: Array, logits: Array, gradient: Array) -> APGDState:
-        """Keeps what the evaluation found: a success, a new best point, whether the loss rose."""
+    def _record(self, s: APGDState, now: Timetable, loss: Array, logits: Array, gradient: Array | None) -> APGDState:
+        """Keeps what the evaluation found: a success, a new best point with its gradient, whether the loss rose."""
         wrong = protocol.misclassified(logits, s.labels) & now.final
         better = now.start | (loss > s.best_loss)
         # The reference's history of losses starts with a zero row, so the first step is compared with 0.
         reference = jnp.zeros_like(loss) if self.reference_quirks else loss
+        if gradient is not None:
+            s = s.replace(
+                best_gradient=jnp.where(expand(better, gradient), gradient, s.best_gradient),
+                non_finite=s.non_finite | ~jnp.isfinite(gradient).all(axis=norms.PIXELS),
+            )
         return s.replace(
             adversarial=jnp.where(expand(wrong, s.current), norms.box(s.current), s.adversarial),
             broken=s.broken | wrong,
             best=jnp.where(expand(better, s.current), s.current, s.best),
-            best_gradient=jnp.where(expand(better, gradient), gradient, s.best_gradient),
             best_loss=jnp.where(better, loss, s.best_loss),
             increases=jnp.where(now.start, 0, s.increases + (loss > s.last_loss)),
             last_loss=jnp.where(now.start, reference, loss),
-            non_finite=s.non_finite | ~jnp.isfinite(loss) | ~jnp.isfinite(gradient).all(axis=norms.PIXELS),
+            non_finite=s.non_finite | ~jnp.isfinite(loss),
         )
 
     def _control(self, s: APGDState, now: Timetable) -> tuple[APGDState, Array]:
@@ -253,7 +275,7 @@ class APGD:
         support = l1_ball.support(s.best - s.images)
         sparser = now.check & (support / s.support < 0.95)
         step_size = jnp.clip(jnp.where(sparser, longest, s.step_size / 1.5), longest / 10.0, longest)
-        first_fraction = support / n / 1.5 if self.large_radii else 0.2
+        first_fraction = support / n / 1.5 if self.large_radii else self.first_fraction
         first_support = support if self.large_radii else n
         s = s.replace(
             step_size=jnp.where(now.start, longest, jnp.where(now.check, step_size, s.step_size)),
@@ -319,26 +341,27 @@ def apgd_run(
     reference_quirks: bool = True,
     untargeted_loss: str | None = None,
     draws: Callable[[Keys, Array], Array] | None = None,
+    first_fraction: float = FIRST_FRACTION,
 ) -> APGD:
     """Makes one run of APGD in the stepping protocol of `protocol`.
 
     Args:
       norm: "linf", "l2" or "l1".
       steps: gradient steps; the run evaluates steps + 1 gradients (one more per further stage).
-      loss: "cross_entropy", "dlr", "margin", "probability_margin", "targeted_dlr" or "targeted_cross_entropy". A
-        targeted loss only steers: every wrong class counts as a success.
+      loss: a name of `LOSSES`. A targeted one only steers: every wrong class counts as a success.
       stop: "broken" ends a slot with its first success, which changes no flag; "never" goes on, and returns the last
         misclassified iterate, as the reference.
       large_radii: l1 only: three stages of radius 3, 2 and 1 epsilon.
       eot: gradient evaluations averaged per step (expectation over transformation). Loss, success and step size follow
         the last one alone, as in the reference.
       stochastic: the model is called as logits_fn(images, keys [B]) with fresh keys for every evaluation.
-      rho: a window with at most this fraction of increases reduces the step size.
+      rho: a window with at most this fraction of increases reduces the step size; in [0,1].
       reference_quirks: compare the loss after the first step with 0 instead of the loss at the start, as the reference
         does (it matters to a few trajectories of the DLR loss, never seen to change a flag).
       untargeted_loss: what slots without a target (-1) maximise instead of `loss`, so that a targeted and an
         untargeted attack share one compiled program.
       draws: (keys [B], images) -> start noise [B,H,W,C]; uniform in [-1,1] (linf) or normal from the keys by default.
+      first_fraction: l1 without large_radii: of the coordinates, in (0,1], that the first steps move.
 
     Raises:
       ValueError: for a setting out of range.
@@ -350,7 +373,21 @@ def apgd_run(
     check_choice("stop", stop, protocol.STOPS)
     check_count("steps", steps)
     check_count("eot", eot)
+    check("rho", rho, 0 <= rho <= 1, "in [0, 1], a fraction of the steps")
     if large_radii and norm != "l1":
         raise ValueError(f"large_radii = True: must be False for norm {norm}, the stages of larger radius are for l1")
-    draws = draws or protocol.noise(norm)
-    return APGD(norm, steps, loss, untargeted_loss, stop, large_radii, eot, stochastic, rho, reference_quirks, draws)
+    check("first_fraction", first_fraction, 0 < first_fraction <= 1, "in (0, 1], a fraction of the coordinates")
+    return APGD(
+        norm=norm,
+        steps=steps,
+        loss=loss,
+        untargeted_loss=untargeted_loss,
+        stop=stop,
+        large_radii=large_radii,
+        eot=eot,
+        stochastic=stochastic,
+        rho=rho,
+        reference_quirks=reference_quirks,
+        draws=draws or protocol.noise(norm),
+        first_fraction=first_fraction,
+    )

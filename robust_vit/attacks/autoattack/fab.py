@@ -88,7 +88,7 @@ class FAB:
           keys: [B] typed keys.
           logits_fn: not used.
           images: [B,H,W,C] in [0,1], classified correctly (FAB is defined for these only).
-          labels: [B] int.
+          labels: [B] int; of distributions [B,K] the most probable class.
           targets: [B] int, the class whose boundary is sought; not used when untargeted.
           epsilon: [B] radii.
           restart: int or [B]; restart 0 starts at the image itself, later ones at a random point at half the radius.
@@ -104,7 +104,7 @@ class FAB:
         current = jnp.where(expand(random, images), norms.box(images + away), images)
         return FABState(
             images=images,
-            labels=labels.astype(jnp.int32),
+            labels=losses.as_labels(labels),
             targets=targets.astype(jnp.int32),
             epsilon=epsilon,
             tick=zero,

@@ -17,9 +17,9 @@ from robust_vit.attacks.arguments import (
     finish,
     per_example,
 )
-from robust_vit.attacks.autoattack.apgd import apgd_run
+from robust_vit.attacks.autoattack.apgd import FIRST_FRACTION, apgd_run
 from robust_vit.attacks.autoattack.fab import fab_run
-from robust_vit.attacks.autoattack.protocol import complete, expand, misclassified
+from robust_vit.attacks.autoattack.protocol import complete, expand, misclassified, no_noise, select
 from robust_vit.attacks.autoattack.square.search import square_run
 from robust_vit.attacks.losses import as_labels
 from robust_vit.errors import check_choice
@@ -36,21 +36,22 @@ class Turns(NamedTuple):
     restarts: int
     standing: Array
     keep: str
+    last_gradient: bool = True
 
 
-def turns(logits: Array, labels: Array, targets: int, restarts: int, keep: str) -> Turns:
+def turns(logits: Array | None, labels: Array, targets: int, restarts: int, keep: str) -> Turns:
     """The runs, from the clean logits [B,K].
 
     Args:
-      logits: [B,K] of the clean images.
+      logits: [B,K] of the clean images; None where neither `targets` nor `keep` asks for them.
       labels: [B] int.
       targets: 0 for an untargeted attack; else the classes of rank 2 .. targets + 1 in the clean logits, at most K - 1.
       restarts: runs per target.
       keep: "success" attacks only what is classified correctly; "loss" attacks everything.
     """
-    batch, classes = logits.shape
+    (batch,) = labels.shape
     if targets:
-        count = min(targets, classes - 1)
+        count = min(targets, logits.shape[-1] - 1)
         order = jax.lax.top_k(logits, count + 1)[1][:, 1:].T  # [T,B]
     else:
         order = jnp.full((1, batch), UNTARGETED)
@@ -68,7 +69,7 @@ def in_turn(
       keys: [B] typed keys, folded with the number of the run.
       logits_fn: the model.
       images: [B,H,W,C] float32.
-      labels: [B] int.
+      labels: [B] int, or distributions [B,K] (see `APGD.start`).
       epsilon: [B] radii.
       turns: what to run (`turns`).
 
@@ -81,8 +82,7 @@ def in_turn(
         adversarial, standing, best_loss = carry
         target = turns.classes[i // turns.restarts]
         state = run.start(_folded(keys, i), logits_fn, images, labels, target, epsilon, restart=i % turns.restarts)
-        state = state.replace(done=state.done | ~standing)
-        state = complete(lambda s: run.tick(logits_fn, s), state)
+        state = finished(run, logits_fn, state.replace(done=state.done | ~standing), turns)
         if turns.keep == "loss":
             won = state.best_loss > best_loss
             return (
@@ -98,6 +98,25 @@ def in_turn(
     return adversarial
 
 
+def finished(run: Any, logits_fn: LogitsFn, state: Any, turns: Turns) -> Any:
+    """Ticks until every slot is done. Where none stops early their number is known, and no device has to ask the others
+    whether they are.
+    """
+
+    def tick(state: Any) -> Any:
+        return run.tick(logits_fn, state)
+
+    ticks = run.ticks - (not turns.last_gradient)
+    if getattr(run, "stop", "broken") == "never":
+        state = jax.lax.fori_loop(0, ticks, lambda _, s: tick(s), state)
+    else:
+        state = complete(lambda s: (t := tick(s)).replace(done=t.done | (t.tick >= ticks)), state)
+    if turns.last_gradient:
+        return state
+    judged = run.judge(logits_fn, state)
+    return select(~state.broken, judged, state) if turns.keep == "success" else judged
+
+
 def plain(
     run: Any,
     *,
@@ -107,6 +126,7 @@ def plain(
     restarts: int = 1,
     keep: str = "success",
     stochastic: bool = False,
+    last_gradient: bool = True,
 ) -> Attack:
     """Makes an attack with the common signature from a run."""
     check_epsilon(epsilon, norm)
@@ -121,8 +141,9 @@ def plain(
         labels = as_labels(targets)
         model = functools.partial(_seen, logits_fn, images)
         more = (_folded(keys, jnp.int32(-1)),) if stochastic else ()
-        todo = turns(model(images, *more), labels, classes, restarts, keep)
-        adversarial = in_turn(run, keys, model, images.astype(jnp.float32), labels, radius, todo)
+        logits = model(images, *more) if classes or keep == "success" else None
+        todo = turns(logits, labels, classes, restarts, keep)._replace(last_gradient=last_gradient)
+        adversarial = in_turn(run, keys, model, images.astype(jnp.float32), targets, radius, todo)
         return finish(adversarial, images, radius)
 
     return attack
@@ -152,16 +173,22 @@ def apgd(
     stochastic: bool = False,
     rho: float = 0.75,
     reference_quirks: bool = True,
+    random_start: bool = True,
+    first_fraction: float = FIRST_FRACTION,
+    last_gradient: bool = True,
 ) -> Attack:
     """Makes an APGD attack: PGD without a step size to choose.
+
+    To train on (Singh et al. 2023): `apgd(steps=2, random_start=False, keep="loss", last_gradient=False)` spends three
+    forward and two backward passes.
 
     Args:
       norm: "linf", "l2" or "l1".
       epsilon: radius of the ball, in units of the [0,1] pixel range; scalar or [B], may be traced.
       steps: gradient steps per run.
-      loss: "cross_entropy", "dlr" (3 classes or more), "margin", "probability_margin"; or "targeted_dlr" (4 or more),
-        "targeted_cross_entropy": one run for each of the `targets` classes that follow the first in the clean logits.
-        Every wrong class is a success.
+      loss: "cross_entropy", "dlr" (3 classes or more), "margin", "probability_margin", "squared_error"; or
+        "targeted_dlr" (4 or more), "targeted_cross_entropy": one run for each of the `targets` classes that follow the
+        first in the clean logits. Every wrong class is a success.
       targets: classes to push to with a targeted loss; at most the number of classes less 1 is used.
       restarts: runs from independent random starts (per target).
       keep: "success" attacks what is classified correctly and returns the first success, and the clean image where
@@ -169,23 +196,49 @@ def apgd(
       large_radii: l1 only: stages of radius 3, 2 and 1 epsilon.
       eot: gradients averaged per step.
       stochastic: the model is called as logits_fn(images, keys [B]).
-      rho: a window of steps with at most this fraction of increases of the loss halves the step size.
+      rho: a window of steps with at most this fraction of increases of the loss halves the step size; in [0,1].
       reference_quirks: see `apgd_run`.
+      random_start: start at a random point of the ball; otherwise at the clean image.
+      first_fraction: l1: of the coordinates, that the first steps move; Singh et al. train with 0.05.
+      last_gradient: False judges the last point by a forward pass alone, since its gradient would move nothing: one
+        backward pass less, to the same result, for a larger program.
 
     Returns:
       attack(keys [B], logits_fn, images [B,H,W,C], targets [B] or [B,K], strength=1.0) -> adversarial images, same
-      shape and dtype. Of a distribution the most probable class is attacked.
+      shape and dtype. A distribution enters the loss as it is; a success is another class than its most probable.
 
     Raises:
       ValueError: for a bad keyword, or a loss that needs more classes than the model has, before anything is compiled.
 
-    Reference: https://arxiv.org/abs/2003.01690, https://arxiv.org/abs/2103.01208
+    Reference: https://arxiv.org/abs/2003.01690, https://arxiv.org/abs/2103.01208; in training: Singh et al. 2023,
+      https://arxiv.org/abs/2303.01870
     """
     check_count("targets", targets)
-    stop = "broken" if keep == "success" else "never"
-    run = apgd_run(norm, steps, loss, stop, large_radii, eot, stochastic, rho, reference_quirks)
-    count = targets if loss.startswith("targeted") else 0
-    return plain(run, epsilon=epsilon, norm=norm, targets=count, restarts=restarts, keep=keep, stochastic=stochastic)
+    if restarts > 1 and not random_start:
+        raise ValueError(f"restarts = {restarts}: must be 1 without random_start, all restarts would be the same")
+    run = apgd_run(
+        norm=norm,
+        steps=steps,
+        loss=loss,
+        stop="broken" if keep == "success" else "never",
+        large_radii=large_radii,
+        eot=eot,
+        stochastic=stochastic,
+        rho=rho,
+        reference_quirks=reference_quirks,
+        draws=None if random_start else no_noise,
+        first_fraction=first_fraction,
+    )
+    return plain(
+        run,
+        epsilon=epsilon,
+        norm=norm,
+        targets=targets if loss.startswith("targeted") else 0,
+        restarts=restarts,
+        keep=keep,
+        stochastic=stochastic,
+        last_gradient=last_gradient,
+    )
 
 
 def fab(

@@ -98,6 +98,12 @@ def normal_noise(keys: Keys, images: Array) -> Array:
     return norms.draw(keys, images, jax.random.normal)
 
 
+def no_noise(keys: Keys, images: Array) -> Array:
+    """[B,H,W,C] zeros: a start at the image itself."""
+    del keys
+    return jnp.zeros_like(images)
+
+
 def noise(norm: str) -> Callable[[Keys, Array], Array]:
     """The start noise of APGD and FAB: uniform for linf, normal for l2 and l1."""
     return uniform_noise if norm == "linf" else normal_noise

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from robust_vit.errors import check
-from robust_vit.models.parts import attention, captures, initializers, layers, scanning
+from robust_vit.models.parts import attention, captures, initializers, layers, scanning, taps
 from robust_vit.typing import Array
 
 EPSILON = 1e-6  # of every layer norm
@@ -52,10 +52,11 @@ class TalkingHeadsAttention(nn.Module):
     def __call__(self, x: Array) -> Array:
         policy = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         qkv = layers.Dense(3 * x.shape[-1], use_bias=self.qkv_bias, name="qkv", **policy)(x)
-        q, k, v = attention.split_heads(qkv, 3, self.heads)
+        q, k, v = attention.split_heads(taps.tap(self, "qkv", qkv), 3, self.heads)
         scale = q.shape[-1] ** -0.5
         scores = jnp.einsum("baqd,bakd->baqk", q * scale, k, preferred_element_type=layers.wide(self.dtype))
         weights = jax.nn.softmax(HeadMixer(name="proj_l", **policy)(scores), axis=-1)
+        weights = taps.tap(self, "attention_probabilities", weights)
         captures.record(self, "attention", weights)
         weights = HeadMixer(name="proj_w", **policy)(weights).astype(v.dtype)
         out = attention.merge_heads(jnp.einsum("baqk,bakd->baqd", weights, v))
@@ -102,10 +103,13 @@ class Block(nn.Module):
         )
         branch = layers.LayerNorm(EPSILON, name="norm1", **policy)(x)
         branch = TalkingHeadsAttention(self.heads, self.qkv_bias, name="attn", **policy)(branch)
+        branch = taps.tap(self, "attention_output", branch)
         x = x + layers.DropPath(name="drop_path1")(branch * layers.by_channel(gamma_1, branch), rate, train)
         branch = layers.LayerNorm(EPSILON, name="norm2", **policy)(x)
         branch = layers.Mlp(int(x.shape[-1] * self.mlp_ratio), name="mlp", **policy)(branch)
+        branch = taps.tap(self, "mlp_output", branch)
         x = x + layers.DropPath(name="drop_path2")(branch * layers.by_channel(gamma_2, branch), rate, train)
+        x = taps.tap(self, "residual", x)
         captures.record(self, "tokens", x)
         return x
 
@@ -130,10 +134,13 @@ class ClassBlock(nn.Module):
         )
         branch = layers.LayerNorm(EPSILON, name="norm1", **policy)(jnp.concatenate([token, patches], 1))
         branch = ClassAttention(self.heads, self.qkv_bias, self.attention, name="attn", **policy)(branch)
+        branch = taps.tap(self, "attention_output", branch)
         token = token + branch * layers.by_channel(gamma_1, branch)
         branch = layers.LayerNorm(EPSILON, name="norm2", **policy)(token)
         branch = layers.Mlp(int(token.shape[-1] * self.mlp_ratio), name="mlp", **policy)(branch)
+        branch = taps.tap(self, "mlp_output", branch)
         token = token + branch * layers.by_channel(gamma_2, branch)
+        token = taps.tap(self, "residual", token)
         captures.record(self, "tokens", token)
         return token
 

@@ -27,7 +27,7 @@ from jax import lax
 
 from robust_vit.errors import check
 from robust_vit.models.families import swin
-from robust_vit.models.parts import captures, layers, windowing
+from robust_vit.models.parts import captures, layers, taps, windowing
 from robust_vit.typing import Array
 
 LEVELS = tuple(i / 10 for i in range(9))  # the pruning ratios that adaptation draws from
@@ -127,6 +127,7 @@ class GatheredBlock(nn.Module):
         changed = self._run(jnp.take_along_axis(windows, order[:, :, None, None], 1), mask, window, rate, train)
         windows = windows.at[jnp.arange(x.shape[0])[:, None], order].set(changed)
         x = windowing.roll(windowing.unpartition(windows, window, grid), tuple(-side for side in shift))
+        x = taps.tap(self, "residual", x)
         captures.record(self, "tokens", x)
         return x
 
@@ -134,9 +135,11 @@ class GatheredBlock(nn.Module):
         policy = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         branch = layers.LayerNorm(swin.EPSILON, name="norm1", **policy)(x)
         attention = windowing.WindowAttention(self.heads, window, self.qkv_bias, self.attention, name="attn", **policy)
-        x = x + layers.DropPath(name="drop_path1")(attention(branch, mask), rate, train)
+        branch = taps.tap(self, "attention_output", attention(branch, mask))
+        x = x + layers.DropPath(name="drop_path1")(branch, rate, train)
         branch = layers.LayerNorm(swin.EPSILON, name="norm2", **policy)(x)
         branch = layers.Mlp(int(x.shape[-1] * self.mlp_ratio), name="mlp", **policy)(branch)
+        branch = taps.tap(self, "mlp_output", branch)
         return x + layers.DropPath(name="drop_path2")(branch, rate, train)
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from robust_vit.errors import check, lookup
-from robust_vit.models.parts import attention, captures, initializers, layers, windowing
+from robust_vit.models.parts import attention, captures, initializers, layers, taps, windowing
 from robust_vit.typing import Array
 
 EPSILON = 1e-5  # of every layer norm
@@ -53,13 +53,15 @@ class Block(nn.Module):
         policy = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         before = x
         branch = layers.LayerNorm(EPSILON, name="norm1", **policy)(x)
-        branch = self._attend(branch, shifted, policy)
+        branch = taps.tap(self, "attention_output", self._attend(branch, shifted, policy))
         x = x + layers.DropPath(name="drop_path1")(branch, rate, train)
         branch = layers.LayerNorm(EPSILON, name="norm2", **policy)(x)
         branch = layers.Mlp(int(x.shape[-1] * self.mlp_ratio), name="mlp", **policy)(branch)
+        branch = taps.tap(self, "mlp_output", branch)
         x = x + layers.DropPath(name="drop_path2")(branch, rate, train)
         if keep is not None:
             x = jnp.where(keep[..., None], x, before)
+        x = taps.tap(self, "residual", x)
         captures.record(self, "tokens", x)
         return x
 
@@ -132,7 +134,7 @@ class Stage(nn.Module):
         scanned = nn.scan(
             step,
             variable_axes={"params": 0, captures.COLLECTION: 0},
-            split_rngs={"params": True, "dropout": True},
+            split_rngs={"params": True, "dropout": True, taps.RNG: True},
             length=self.depth,
         )
         shifted = jnp.arange(self.depth) % 2

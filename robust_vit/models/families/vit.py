@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from robust_vit.errors import check, lookup
-from robust_vit.models.parts import activations, attention, captures, initializers, layers, positions, scanning
+from robust_vit.models.parts import activations, attention, captures, initializers, layers, positions, scanning, taps
 from robust_vit.typing import Array
 
 POOLINGS = ("token", "mean")
@@ -48,15 +48,18 @@ class Block(nn.Module):
         branch = layers.LayerNorm(self.norm_epsilon, name="norm1", **policy)(x)
         dense = policy | dict(kernel_init=initializers.INITS[self.initializer])
         branch = attention.Attention(self.heads, self.qkv_bias, self.attention, name="attn", **dense)(branch, bias)
+        branch = taps.tap(self, "attention_output", branch)
         if self.layer_scale is not None:
             branch = layers.LayerScale(self.layer_scale, name="ls1", **policy)(branch)
         x = x + layers.DropPath(name="drop_path1")(branch, rate, train)
 
         branch = layers.LayerNorm(self.norm_epsilon, name="norm2", **policy)(x)
         branch = layers.Mlp(int(x.shape[-1] * self.mlp_ratio), name="mlp", **dense)(branch)
+        branch = taps.tap(self, "mlp_output", branch)
         if self.layer_scale is not None:
             branch = layers.LayerScale(self.layer_scale, name="ls2", **policy)(branch)
         x = x + layers.DropPath(name="drop_path2")(branch, rate, train)
+        x = taps.tap(self, "residual", x)
         captures.record(self, "tokens", x)
         return x
 

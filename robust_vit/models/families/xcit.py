@@ -10,6 +10,7 @@ Train Robust Vision Transformers, 2022.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -19,7 +20,7 @@ from jax import lax
 
 from robust_vit.errors import check
 from robust_vit.models.families import cait
-from robust_vit.models.parts import activations, captures, initializers, layers, positions, scanning
+from robust_vit.models.parts import activations, captures, initializers, layers, positions, scanning, taps
 from robust_vit.typing import Array
 
 EPSILON = 1e-6  # of every layer norm
@@ -51,7 +52,13 @@ class ConvPatchEmbed(nn.Module):
         return x
 
 
-def cross_covariance(q: Array, k: Array, v: Array, temperature: Array) -> tuple[Array, Array]:
+def cross_covariance(
+    q: Array,
+    k: Array,
+    v: Array,
+    temperature: Array,
+    through: Callable[[Array], Array] = lambda attention: attention,
+) -> tuple[Array, Array]:
     """Attention among the channels of a head: softmax(temperature q^T k / (|q| |k|)) v^T, norms along the tokens.
 
     The product comes first and is divided by the norms then, which is the same and touches d^2 numbers instead of
@@ -60,6 +67,7 @@ def cross_covariance(q: Array, k: Array, v: Array, temperature: Array) -> tuple[
     Args:
       q, k, v: [B,N,A,d].
       temperature: [A,1,1].
+      through: what the map goes through before it is used.
 
     Returns:
       values [B,N,A,d] and the map [B,A,d,d] (in `wide` precision).
@@ -71,7 +79,7 @@ def cross_covariance(q: Array, k: Array, v: Array, temperature: Array) -> tuple[
 
     scores = jnp.einsum("bnad,bnae->bade", q, k, preferred_element_type=dtype)
     scores = scores * inverse_norm(q)[..., :, None] * inverse_norm(k)[..., None, :]
-    weights = jax.nn.softmax(scores * temperature.astype(dtype)[None], axis=-1)
+    weights = through(jax.nn.softmax(scores * temperature.astype(dtype)[None], axis=-1))
     return jnp.einsum("bade,bnae->bnad", weights.astype(v.dtype), v), weights
 
 
@@ -89,8 +97,10 @@ class XCA(nn.Module):
         temperature = self.param("temperature", nn.initializers.ones, (self.heads, 1, 1), self.param_dtype)
         width = x.shape[-1]
         qkv = layers.Dense(3 * width, use_bias=self.qkv_bias, name="qkv", **policy)(x)
+        qkv = taps.tap(self, "qkv", qkv)
         qkv = qkv.reshape(x.shape[0], -1, 3, self.heads, width // self.heads)  # [B,N,3,A,d]
-        out, weights = cross_covariance(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], temperature)
+        tap = functools.partial(taps.tap, self, "attention_probabilities")
+        out, weights = cross_covariance(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], temperature, tap)
         captures.record(self, "attention", weights)
         return layers.Dense(width, name="proj", **policy)(out.reshape(x.shape))
 
@@ -124,7 +134,8 @@ class Block(nn.Module):
     def __call__(self, x: Array, rate: Array | None = None, train: bool = False) -> Array:
         policy = dict(dtype=self.dtype, param_dtype=self.param_dtype)
 
-        def add(x: Array, branch: Array, number: int) -> Array:
+        def add(x: Array, branch: Array, number: int, point: str) -> Array:
+            branch = taps.tap(self, point, branch)
             gamma = self.param(
                 f"gamma{number}", nn.initializers.constant(self.layer_scale), (x.shape[-1],), self.param_dtype
             )
@@ -132,11 +143,12 @@ class Block(nn.Module):
             return x + drop(branch * layers.by_channel(gamma, branch), rate, train)
 
         branch = layers.LayerNorm(EPSILON, name="norm1", **policy)(x)
-        x = add(x, XCA(self.heads, self.qkv_bias, name="attn", **policy)(branch), 1)
+        x = add(x, XCA(self.heads, self.qkv_bias, name="attn", **policy)(branch), 1, "attention_output")
         branch = layers.LayerNorm(EPSILON, name="norm3", **policy)(x)
-        x = add(x, LPI(name="local_mp", **policy)(branch, train), 3)
+        x = add(x, LPI(name="local_mp", **policy)(branch, train), 3, "local_output")
         branch = layers.LayerNorm(EPSILON, name="norm2", **policy)(x)
-        x = add(x, layers.Mlp(int(x.shape[-1] * self.mlp_ratio), name="mlp", **policy)(branch), 2)
+        x = add(x, layers.Mlp(int(x.shape[-1] * self.mlp_ratio), name="mlp", **policy)(branch), 2, "mlp_output")
+        x = taps.tap(self, "residual", x)
         captures.record(self, "tokens", x)
         return x
 
@@ -167,12 +179,14 @@ class ClassBlock(nn.Module):
         gamma1, gamma2 = (layers.by_channel(gamma.astype(self.dtype), token) for gamma in (gamma1, gamma2))
         normed = layers.LayerNorm(EPSILON, name="norm1", **policy)(jnp.concatenate([token, patches], 1))
         attend = cait.ClassAttention(self.heads, self.qkv_bias, self.attention, name="attn", **policy)
-        token = token + gamma1 * attend(normed)
+        token = token + gamma1 * taps.tap(self, "attention_output", attend(normed))
         patches = patches + gamma1 * normed[:, 1:]
         norm2 = layers.LayerNorm(EPSILON, name="norm2", **policy)
         token = norm2(token)
-        token = token + gamma2 * layers.Mlp(int(token.shape[-1] * self.mlp_ratio), name="mlp", **policy)(token)
+        branch = layers.Mlp(int(token.shape[-1] * self.mlp_ratio), name="mlp", **policy)(token)
+        token = token + gamma2 * taps.tap(self, "mlp_output", branch)
         patches = 2 * (norm2(patches) if self.tokens_norm else patches)
+        token = taps.tap(self, "residual", token)
         if captures.recording(self):
             captures.record(self, "tokens", jnp.concatenate([token, patches], 1))
         return token, patches

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from robust_vit.models.parts import captures, initializers, layers
+from robust_vit.models.parts import captures, initializers, layers, taps
 from robust_vit.typing import Array
 
 
@@ -58,12 +58,15 @@ def _apart(x: Array) -> Array:
     return lax.platform_dependent(x, cpu=lax.optimization_barrier, default=lambda x: x)
 
 
-def einsum_attention(q: Array, k: Array, v: Array, bias: Array | None) -> tuple[Array, Array]:
+def einsum_attention(
+    q: Array, k: Array, v: Array, bias: Array | None, through: Callable[[Array], Array] = lambda attention: attention
+) -> tuple[Array, Array]:
     """Heads first, two batched products; softmax in at least float32. The only form with a map to show.
 
     Args:
       q, k, v: [B,A,N,d].
       bias: added to the scaled products, broadcastable to [B,A,Q,K]; or None.
+      through: what the map goes through before it is used.
 
     Returns:
       values [B,A,Q,d] and the attention map [B,A,Q,K] (in `wide` precision).
@@ -72,7 +75,7 @@ def einsum_attention(q: Array, k: Array, v: Array, bias: Array | None) -> tuple[
     scores = _scores(q * q.shape[-1] ** -0.5, k)
     if bias is not None:
         scores = scores + jnp.broadcast_to(bias.astype(dtype), scores.shape)
-    attention = jax.nn.softmax(scores, axis=-1)
+    attention = through(jax.nn.softmax(scores, axis=-1))
     return _mix(attention.astype(v.dtype), v), attention
 
 
@@ -110,7 +113,7 @@ IMPLEMENTATIONS: dict[str, Callable[..., tuple[Array, Array | None]]] = {
 def attend(
     module: nn.Module, q: Array, k: Array, v: Array, bias: Array | None = None, implementation: str = "einsum"
 ) -> Array:
-    """softmax(q k^T / sqrt(d) + bias) v; records "attention" for `module` when captures are asked for.
+    """softmax(q k^T / sqrt(d) + bias) v; records and taps the map for `module` where somebody asks for it.
 
     Args:
       module: whose attention this is.
@@ -121,9 +124,13 @@ def attend(
     Returns:
       [B,A,Q,d].
     """
-    if captures.recording(module):
-        implementation = "einsum"  # the fused forms never hold the map
-    out, attention = IMPLEMENTATIONS[implementation](q, k, v, bias)
+    if taps.tapped("attention_probabilities"):
+        tap = functools.partial(taps.tap, module, "attention_probabilities")
+        out, attention = einsum_attention(q, k, v, bias, tap)
+    else:
+        if captures.recording(module):
+            implementation = "einsum"  # the fused forms never hold the map
+        out, attention = IMPLEMENTATIONS[implementation](q, k, v, bias)
     if attention is not None:
         captures.record(module, "attention", attention)
     return out
@@ -156,6 +163,6 @@ class Attention(nn.Module):
     def __call__(self, x: Array, bias: Array | None = None) -> Array:
         policy = dict(kernel_init=self.kernel_init, dtype=self.dtype, param_dtype=self.param_dtype)
         qkv = layers.Dense(3 * x.shape[-1], use_bias=self.qkv_bias, name="qkv", **policy)(x)
-        q, k, v = split_heads(qkv, 3, self.heads)
+        q, k, v = split_heads(taps.tap(self, "qkv", qkv), 3, self.heads)
         out = merge_heads(attend(self, q, k, v, bias, self.implementation))
         return layers.Dense(x.shape[-1], name="proj", **policy)(out)

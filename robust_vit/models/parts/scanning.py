@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from robust_vit.models.parts import captures, layers
+from robust_vit.models.parts import captures, layers, taps
 from robust_vit.typing import Array, Variables
 
 STACKS = ("blocks", "transformer")  # what families call their stacks of equal blocks; the second is MobileViT's
@@ -61,7 +61,7 @@ def apply_blocks(
     scanned = nn.scan(
         step,
         variable_axes={"params": 0, "batch_stats": 0, captures.COLLECTION: 0},
-        split_rngs={"params": True, "dropout": True},
+        split_rngs={"params": True, "dropout": True, taps.RNG: True},
         in_axes=nn.broadcast if rates is None else 0,
         length=depth,
     )

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from robust_vit.models.parts import attention, initializers, layers, positions
+from robust_vit.models.parts import attention, initializers, layers, positions, taps
 from robust_vit.typing import Array
 
 
@@ -107,6 +107,7 @@ class WindowAttention(nn.Module):
         bias = jnp.broadcast_to(bias, (batch, w, self.heads, n, n)).reshape(batch, w * self.heads, n, n)
 
         qkv = layers.Dense(3 * c, use_bias=self.qkv_bias, name="qkv", **policy)(windows)
+        qkv = taps.tap(self, "qkv", qkv)
         q, k, v = (
             part.reshape(b, w * self.heads, n, -1)
             for part in attention.split_heads(qkv.reshape(b * w, n, 3 * c), 3, self.heads)

@@ -90,7 +90,7 @@ class Square:
           keys: [B] typed keys.
           logits_fn: not used.
           images: [B,H,W,C] in [0,1].
-          labels: [B] int.
+          labels: [B] int; of distributions [B,K] the most probable class.
           targets: [B] int, not used: the attack is untargeted.
           epsilon: [B] radii.
           restart: not used.
@@ -105,7 +105,7 @@ class Square:
         point = self._stripes(first, images, epsilon) if self.norm == "linf" else self._tiles(first, images, epsilon)
         return SquareState(
             images=images,
-            labels=labels.astype(jnp.int32),
+            labels=losses.as_labels(labels),
             targets=targets.astype(jnp.int32),
             epsilon=epsilon,
             key=key,
