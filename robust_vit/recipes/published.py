@@ -25,6 +25,8 @@ def revisited(name: str, epochs: float = 300, crop_fraction: float = 0.875) -> C
     config.attack.name = "apgd"
     config.attack.epsilon = 4 / 255
     config.attack.steps = 2
+    config.attack.random_start = False
+    config.attack.options.last_gradient = False
     config.attack.schedule = "constant"
     config.objective.label_smoothing = 0.1
     warmup = 20.0 if epochs > 100 else 10.0
@@ -121,6 +123,8 @@ def rebuffi(dataset: str, ratio: float = 0.7, cutmix: float = 0.0) -> ConfigDict
     adversarial_robustness.
     """
     config = with_generated(dataset, 1024, learning_rate=0.4, beta=6.0, ratio=ratio)
+    config.attack.options.update = "adam"
+    config.attack.step_size = 0.1
     config.augmentation.cutmix = cutmix
     return config
 

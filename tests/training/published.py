@@ -44,6 +44,7 @@ LIGHT = {
     "attack.schedule": "linear",
     "attack.warmup_epochs": 10.0,
     "attack.per_epoch": True,
+    "attack.batch_norm": "train",
     "objective.name": "adversarial",
     "objective.label_smoothing": 0.1,
     "optimizer.learning_rate": 5e-4,
@@ -154,6 +155,7 @@ CIFAR = {
     "attack.steps": 10,
     "attack.step_size": 1.2 / 255,
     "attack.schedule": "constant",
+    "attack.batch_norm": "train",
     "objective.name": "trades",
     "objective.beta": 6.0,
     "objective.label_smoothing": 0.0,
@@ -259,6 +261,7 @@ def singh():
         "attack.name": "apgd",
         "attack.epsilon": 4 / 255,
         "attack.steps": 2,
+        "attack.random_start": False,
         "attack.schedule": "constant",
         "attack.batch_norm": "running",
         "objective.name": "adversarial",
@@ -363,7 +366,7 @@ def generated_data():
         "training.epochs": 400.0,
     }
     wang = {"data.batch_size": 512, "objective.beta": 5.0, "optimizer.learning_rate": 0.2, "attack.step_size": 2 / 255}
-    adam = {}
+    adam = {"attack.options.update": "adam", "attack.step_size": 0.1}
     runs = {"cifar10/generated_data/gowal2021": shared | adam | {"data.options.dataset": "cifar10"}}
     for dataset in ("cifar10", "cifar100"):
         data = {"data.options.dataset": dataset}
