@@ -27,7 +27,18 @@ import jax.numpy as jnp
 
 from robust_vit.errors import lookup
 from robust_vit.models import ranges
-from robust_vit.models.families import cait, convnext, efficientvit, mobilevit, resnet, sparsevit, swin, vit, xcit
+from robust_vit.models.families import (
+    cait,
+    convnext,
+    efficientvit,
+    masked_autoencoder,
+    mobilevit,
+    resnet,
+    sparsevit,
+    swin,
+    vit,
+    xcit,
+)
 from robust_vit.models.parts import captures, layers, scanning
 from robust_vit.typing import Array, LogitsFn, Variables
 
@@ -35,6 +46,7 @@ MODELS: dict[str, functools.partial] = {
     **cait.MODELS,
     **convnext.MODELS,
     **efficientvit.MODELS,
+    **masked_autoencoder.MODELS,
     **mobilevit.MODELS,
     **resnet.MODELS,
     **sparsevit.MODELS,

@@ -6,6 +6,18 @@ TINY = {
     "deit_tiny_distilled_patch16_224": dict(
         depth=2, width=32, heads=2, patch_size=8, image_size=16, num_classes=10, drop_path=0.1
     ),
+    "masked_autoencoder": dict(
+        depth=1,
+        width=32,
+        heads=2,
+        patch_size=4,
+        image_size=16,
+        num_classes=10,
+        drop_path=0.1,
+        decoder_width=16,
+        decoder_depth=1,
+        decoder_heads=2,
+    ),
     "vit_small_cvst": dict(depth=1, width=32, heads=2, image_size=32, num_classes=10, stem_width=8, drop_path=0.1),
     "swin": dict(
         depths=(2, 1),

@@ -177,11 +177,19 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, train: bool = False) -> Array:
+        return self._classify(self._transform(self._embed(images), train))
+
+    def _embed(self, images: Array) -> Array:
+        """Images [B,H,W,C] -> tokens [B,prefix+N,D] with their positions."""
         policy = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         x = layers.normalize(images, self.mean, self.std, self.dtype)
         embed = PatchEmbed(self.width, self.patch_size, self.stem, self.stem_width, name="patch_embed", **policy)
         x = embed(x).reshape(images.shape[0], -1, self.width)  # [B,N,D]
-        x = self._add_positions(self._prepend_tokens(x))
+        return self._add_positions(self._prepend_tokens(x))
+
+    def _transform(self, x: Array, train: bool) -> Array:
+        """Tokens through all blocks."""
+        policy = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         block = functools.partial(
             Block,
             self.heads,
@@ -195,10 +203,9 @@ class ViT(nn.Module):
             **policy,
         )
         rates = layers.drop_path_rates(self.drop_path, self.depth)
-        x = scanning.apply_blocks(
+        return scanning.apply_blocks(
             block, "blocks", self.depth, x, rates=rates, train=train, scan=self.scan, remat=self.remat
         )
-        return self._classify(x)
 
     def _prepend_tokens(self, x: Array) -> Array:
         """[B,N,D] -> [B,prefix+N,D]: class token, distillation token, patches."""
