@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from robust_vit.errors import lookup
+from robust_vit.objectives import encoders
 from robust_vit.objectives.adversarial import adversarial
 from robust_vit.objectives.standard import standard
 from robust_vit.objectives.trades import trades
@@ -27,7 +28,7 @@ MEMORIES: dict[str, Callable[[int], Any]] = {}  # what those that remember begin
 
 
 def names() -> list[str]:
-    """Lists the registered objectives."""
+    """Lists the registered objectives of classifiers; `encoders.ENCODERS` has those of encoders."""
     return sorted(OBJECTIVES)
 
 
@@ -37,7 +38,12 @@ def build(name: str, **keywords) -> Objective:
     Raises:
       ValueError: for an unknown name, a misspelt keyword or a value outside its range.
     """
-    return lookup("objective.name", name, OBJECTIVES)(**keywords)
+    return lookup("objective.name", name, every())(**keywords)
+
+
+def every() -> dict[str, Callable[..., Objective]]:
+    """Returns all objectives by name: those of classifiers, and those of encoders."""
+    return OBJECTIVES | encoders.ENCODERS
 
 
 def memory(name: str, num_classes: int) -> Any:

@@ -136,7 +136,7 @@ def objective(section: ConfigDict) -> Objective:
     Raises:
       ValueError: one line that names the field.
     """
-    factory = lookup("objective.name", section.name, objectives.OBJECTIVES)
+    factory = lookup("objective.name", section.name, objectives.every())
     takes, options = parameters(factory), config_lib.plain(section.options)
     rest = [field for field in section if field != "options"]
     unchanged("objective", section, rest, config_lib.base().objective, {"name", "teacher", *takes}, section.name)

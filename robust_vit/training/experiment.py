@@ -14,7 +14,7 @@ from robust_vit.config import ConfigDict
 from robust_vit.data import pipeline
 from robust_vit.errors import check
 from robust_vit.models import summary
-from robust_vit.training import chosen, groups, optimizer, schedules, stages, step, validate
+from robust_vit.training import chosen, encoding, groups, optimizer, schedules, stages, step, validate
 from robust_vit.typing import Array, Attack
 
 
@@ -64,6 +64,7 @@ def build(config: ConfigDict, resumed: bool = False) -> Experiment:
     dataset = build_data(config)
     dataset.check()
     resolve(config, dataset)
+    encoding.resolve(config)
     module = chosen.model(config.model.name, model_keywords(config))
     _check_training_size(config.model.name, model_keywords(config), module, dataset)
     attack = chosen.attack(config.attack)
@@ -130,7 +131,7 @@ def build_step(
       attack_at: see `step.make`.
     """
     return step.make(
-        module,
+        encoding.trained(module, config.objective.name),
         chosen.objective(config.objective),
         attack,
         tx,

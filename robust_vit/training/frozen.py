@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from robust_vit import models
 from robust_vit.errors import check
 from robust_vit.models.weights import converted
-from robust_vit.training import checkpoint
+from robust_vit.objectives import encoders
+from robust_vit.training import checkpoint, encoding
 from robust_vit.training.experiment import Experiment
 from robust_vit.typing import LogitsFn
 
@@ -40,4 +41,6 @@ def load(path: str, experiment: Experiment) -> LogitsFn:
         raise ValueError(f"{field} = {path!r}: does not take images {tuple(dataset.image_shape)} ({said})") from None
     allowed = f"a classifier of {dataset.num_classes} classes, as the data; this one has {classes}"
     check(field, path, classes == dataset.num_classes, allowed)
+    if experiment.config.objective.name in encoders.ENCODERS:
+        return encoding.features(path, module, variables, experiment.module)
     return logits_fn

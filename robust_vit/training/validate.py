@@ -21,7 +21,8 @@ from robust_vit.data import host, mixing, pipeline, sources
 from robust_vit.errors import check, lookup
 from robust_vit.evaluation import suites
 from robust_vit.models.weights import adapt
-from robust_vit.training import chosen, optimizer, schedules, stages, trackers
+from robust_vit.objectives import encoders
+from robust_vit.training import chosen, encoding, optimizer, schedules, stages, trackers
 
 Rule = Callable[[str, Any], None]
 SEEDS = 2**32  # more bits than that are cut off by JAX's key, and two seeds would be one
@@ -201,7 +202,7 @@ FIELDS: dict[str, Rule] = {
     "attack.warmup_epochs": NOT_NEGATIVE,
     "attack.zero_epochs": NOT_NEGATIVE,
     "attack.per_epoch": truth,
-    "objective.name": name(objectives.names),
+    "objective.name": name(objectives.every),
     "objective.label_smoothing": RATE,
     "objective.beta": NOT_NEGATIVE,
     "objective.statistics": one_of("clean", "adversarial", "both"),
@@ -285,6 +286,7 @@ def validate(config: ConfigDict, devices: int = 1) -> None:
     sources.check_options(config.data.name, config_lib.plain(config.data.options))
     _extra(config)
     _joined(config)
+    encoding.validate(config)
     _attack_options(config.attack)
     chosen.attack(config.attack)
     chosen.drawing(config.attack)
@@ -388,7 +390,7 @@ def _joined(config: ConfigDict) -> None:
     check("attack.warmup_epochs", c.warmup_epochs, c.warmup_epochs + c.zero_epochs <= t.epochs, allowed)
     unused = c.schedule == "constant" and c.warmup_epochs > 0
     check("attack.warmup_epochs", c.warmup_epochs, not unused, "0 with attack.schedule = 'constant'")
-    teacher, needs = config.objective.teacher, config.objective.name in objectives.TEACHERS
+    teacher, needs = config.objective.teacher, config.objective.name in objectives.TEACHERS | encoders.TEACHERS
     wanted = "a run folder or a folder of converted weights" if needs else "left out"
     check(
         "objective.teacher",
@@ -441,11 +443,12 @@ def _learning_rate(o: ConfigDict, epochs: float) -> None:
 
 
 def _start(config: ConfigDict) -> None:
-    """The attack of TRADES starts away from the image."""
+    """An attack whose gradient is 0 at the image, that of TRADES or of an encoder's objective, starts away from it."""
     keywords = chosen.attack_keywords(config.attack)
     still = keywords.get("random_start") is False and not keywords.get("noise")
-    fits = config.objective.name != "trades" or not still
-    check("attack.random_start", False, fits, "True for trades: its gradient is 0 at the image itself")
+    objective = config.objective.name
+    fits = objective not in {"trades", *encoders.STILL} or not still
+    check("attack.random_start", False, fits, f"True for {objective}: its gradient is 0 at the image itself")
 
 
 def batches(config: ConfigDict, devices: int) -> None:
