@@ -8,8 +8,10 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import robust_vit  # noqa: F401  first: it sets XLA_FLAGS
 
+import hypothesis  # isort: skip
 import jax  # isort: skip
 import pytest  # isort: skip
+from drawing import EXPLORE  # isort: skip
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -23,6 +25,11 @@ jax.config.update(
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+# Every run draws the same examples, so that its verdict is of the change and not of luck; CI's slow job explores.
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
+hypothesis.settings.register_profile(EXPLORE, derandomize=False, deadline=None, max_examples=1000, print_blob=True)
+hypothesis.settings.load_profile("same")
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from robust_vit import attacks, parallel
@@ -62,7 +63,7 @@ def compiled(name, norm):
 
 
 @every_attack_and_norm
-@settings(max_examples=12, deadline=None)
+@examples(12)
 @given(
     seed=st.integers(0, 2**16), shape=st.sampled_from(SHAPES), scale=st.floats(0.0, 1.0), strength=st.floats(0.0, 1.0)
 )

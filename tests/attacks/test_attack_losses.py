@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from robust_vit.attacks import losses
@@ -38,7 +39,7 @@ def oracle(name, z, p):
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("hard", [True, False])
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(seed=st.integers(0, 2**31), classes=st.sampled_from([3, 7]), scale=st.sampled_from([0.1, 1.0, 30.0]))
 def test_losses_match_float64(name, hard, seed, classes, scale):
     rng = np.random.default_rng(seed)

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from robust_vit.attacks import norms
@@ -72,7 +73,7 @@ cases = given(
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @cases
 def test_projection_is_the_oracles(norm, seed, shape, spread, scale):
     images, points, rng = cloud(seed, shape, spread)
@@ -87,7 +88,7 @@ def test_projection_is_the_oracles(norm, seed, shape, spread, scale):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l1"])
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @cases
 def test_exact_projections_are_the_nearest_points(norm, seed, shape, spread, scale):
     """p is the projection of d on a convex set exactly when <d - p, q - p> <= 0 for every q of the set."""

@@ -2,14 +2,15 @@
 
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from robust_vit.attacks.l1_ball import correction
 from robust_vit.attacks.thresholds import largest, order_statistic, water_level
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(seed=st.integers(0, 2**16), power=st.floats(0.0, 12.0), ties=st.booleans())
 def test_order_statistic_is_the_sorted_element(seed, power, ties):
     random = np.random.default_rng(seed)
@@ -39,7 +40,7 @@ def level_by_sorting(weights, caps, total):
     return level
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(seed=st.integers(0, 2**16), power=st.floats(0.5, 6.0), share=st.floats(0.0, 0.95))
 def test_water_level_at_any_scale(seed, power, share):
     random = np.random.default_rng(seed)
@@ -56,7 +57,7 @@ def test_water_level_that_cannot_be_reached_caps_everything():
     assert water_level(jnp.ones((1, 3)), caps, jnp.asarray([7.0]))[0] >= 0.9
 
 
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(seed=st.integers(0, 2**16), epsilon=st.floats(0.01, 8.0))
 def test_l1_projection_is_the_nearest_point(seed, epsilon):
     """Against bisection on the multiplier, in float64."""

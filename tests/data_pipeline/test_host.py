@@ -7,6 +7,7 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from drawing import examples
 from PIL import Image
 
 from robust_vit.data import decoding, host
@@ -62,7 +63,7 @@ def test_flip_mirrors_arrays_and_pictures_alike():
     assert 0.6 < np.mean(flips) < 0.8
 
 
-@hypothesis.settings(max_examples=25, deadline=None)
+@examples(25)
 @hypothesis.given(st.integers(4, 20), st.integers(4, 20), st.integers(0, 4), st.booleans(), st.integers(0, 99))
 def test_random_crop_is_a_window_of_the_padded_image(height, width, padding, reflect, seed):
     padding = min(padding, height - 1, width - 1)
@@ -84,7 +85,7 @@ def test_random_crop_larger_than_the_image_is_refused():
         host.RandomCrop(9)(picture(8, 8), rng())
 
 
-@hypothesis.settings(max_examples=50, deadline=None)
+@examples(50)
 @hypothesis.given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 1000))
 def test_random_resized_crop_boxes_lie_inside(height, width, seed):
     top, left, h, w = host.RandomResizedCrop(8).box(height, width, rng(seed))

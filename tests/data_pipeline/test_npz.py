@@ -9,6 +9,7 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from drawing import examples
 
 from robust_vit.data import arrays, sources
 
@@ -172,7 +173,7 @@ def test_no_byte_of_the_directory_can_crash_the_reading(tmp_path):
     assert refusals > (len(content) - start) // 2
 
 
-@hypothesis.settings(max_examples=150, deadline=None)
+@examples(60)
 @hypothesis.given(data=st.data())
 def test_no_damage_crashes_or_speaks_more_than_a_line(tmp_path_factory, data):
     """Truncated, flipped, overwritten: read as it is, or refused."""

@@ -4,6 +4,7 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from drawing import examples
 from PIL import Image
 
 from robust_vit import data
@@ -103,7 +104,7 @@ def test_a_restart_may_change_hosts_and_threads(digits):
     assert_equal([{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*shares)], expected)
 
 
-@hypothesis.settings(max_examples=15, deadline=None)
+@examples(15)
 @hypothesis.given(count=st.integers(1, 40), share=st.integers(1, 7), hosts=st.integers(1, 3))
 def test_evaluation_meets_every_example_once_whatever_the_shape(count, share, hosts):
     source, found, lengths = numbered(count), [], set()

@@ -4,6 +4,7 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from drawing import examples
 
 from robust_vit.data import arrays, catalogue, sources, splits
 
@@ -49,7 +50,7 @@ def test_digits_are_the_images_of_scikit_learn():
     assert example["image"].dtype == np.uint8 and example["image"].shape == (8, 8, 1)
 
 
-@hypothesis.settings(max_examples=30, deadline=None)
+@examples(30)
 @hypothesis.given(count=st.integers(2, 400), fraction=st.floats(0.01, 0.99))
 @hypothesis.example(count=2, fraction=0.75)  # rounds to all of them
 def test_carved_parts_are_the_training_part_and_disjoint(count, fraction):
@@ -97,7 +98,7 @@ def test_errors_name_the_field_and_what_is_stored():
         splits.open_split("dev", ("train",), load)
 
 
-@hypothesis.settings(max_examples=30, deadline=None)
+@examples(30)
 @hypothesis.given(st.lists(st.integers(1, 60), min_size=1, max_size=8), st.data())
 def test_largest_remainder_shares_out_everything_fairly(counts, data):
     counts = np.array(counts)

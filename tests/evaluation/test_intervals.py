@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from robust_vit.evaluation import wilson
@@ -27,7 +28,7 @@ def test_ends_are_exact():
     assert wilson(0, 0) == (0.0, 1.0)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(st.integers(1, 100_000), st.floats(0, 1), st.floats(0.5, 0.999))
 def test_bounds_solve_the_score_equation(n, fraction, confidence):
     """Each bound q is where (p - q)² = z² q (1 - q) / n, the definition that the formula solves."""

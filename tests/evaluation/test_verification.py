@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from robust_vit import parallel
@@ -64,7 +65,7 @@ def test_distances(norm, distance):
     np.testing.assert_allclose(distances(norm, CLEAN, image), distance, atol=1e-7)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.sampled_from(["linf", "l2", "l1"]), st.floats(0.001, 3), st.integers(0, 2**31))
 def test_rounding_is_tolerated_and_little_more(norm, epsilon, seed):
     """An image on the sphere, as float32 stores it, passes; one three tolerances further out does not."""

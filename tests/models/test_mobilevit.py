@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from robust_vit import models
@@ -30,7 +31,7 @@ def test_divisible_rounds_as_timm(value, expected):
     assert mobilevit.divisible(value) == expected
 
 
-@settings(max_examples=8, deadline=None)
+@examples(8)
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
 def test_unfold_gathers_one_place_of_every_patch(rows, columns, patch):
     x = np.arange(2 * rows * columns * patch**2 * 3).reshape(2, rows * patch, columns * patch, 3)

@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from robust_vit.models.parts import positions
@@ -61,7 +62,7 @@ def test_bicubic_numbers(old, new, antialias):
     np.testing.assert_allclose(ours, TORCH[old, new, antialias], atol=1e-8)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.integers(1, 17), st.integers(1, 17), st.booleans())
 def test_bicubic_reproduces_constants_and_is_the_identity_at_equal_size(old, new, antialias):
     matrix = positions.bicubic_matrix(old, new, antialias)

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from robust_vit import models
@@ -29,7 +30,7 @@ def test_windows_and_shifts_of_the_published_models():
     assert windowing.window_and_shift((4, 10), 7) == ((4, 7), (0, 3))  # direction by direction
 
 
-@settings(max_examples=8, deadline=None)
+@examples(8)
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4))
 def test_partition_and_its_inverse(rows, columns, height, width):
     grid, window = (rows * height, columns * width), (height, width)
@@ -40,7 +41,7 @@ def test_partition_and_its_inverse(rows, columns, height, width):
     np.testing.assert_array_equal(windowing.unpartition(jnp.asarray(windows), window, grid), x)
 
 
-@settings(max_examples=8, deadline=None)
+@examples(8)
 @given(st.integers(2, 3), st.integers(1, 3), st.integers(2, 5), st.integers(2, 5))
 def test_the_mask_parts_tokens_that_the_shift_brought_together(rows, columns, height, width):
     grid, window = (rows * height, columns * width), (height, width)

@@ -7,7 +7,8 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from robust_vit.evaluation import fingerprint
@@ -58,7 +59,7 @@ def test_nothing_is_written_before_flush(tmp_path):
     assert book.pending == 1 and ledger.read(tmp_path).entries == []
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.data())
 def test_a_file_cut_anywhere_opens_with_what_was_whole(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("cut")

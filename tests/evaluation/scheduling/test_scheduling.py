@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from robust_vit import parallel
@@ -184,7 +185,7 @@ def test_nothing_compiles_twice(problem):
     assert tally.compile_seconds == 0.0
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.data())
 def test_slots_run_every_item_that_counts_once(data):
     """Whatever ends when: each point's verdict is that of its lowest breaking item, and items before it all ran
