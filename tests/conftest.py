@@ -1,10 +1,15 @@
 """Every test runs on 8 virtual CPU devices, with key-reuse checks, exact matrix products, and a kept compile cache."""
 
+import importlib.metadata
 import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# XLA's newer emitters of fused loops take almost half of all compilation time; CI's slow job runs with them.
+if "fusion_emitters" not in (given := os.environ.get("XLA_FLAGS", "")):
+    if importlib.metadata.version("jaxlib").startswith("0.10."):  # another version may not know the flag
+        os.environ["XLA_FLAGS"] = f"{given} --xla_cpu_use_fusion_emitters=false".strip()
 
 import robust_vit  # noqa: F401  first: it sets XLA_FLAGS
 

@@ -17,8 +17,7 @@ MODULES = {module: name for name, (module, _) in commands.COMMANDS.items()}
 SMALLER = {
     "train": "--config.model.depth=1 --config.model.width=16 --config.model.heads=2 --config.training.epochs=0.5 "
     "--config.attack.steps=1 --config.attack.warmup_epochs=0 --config.optimizer.warmup_epochs=0 "
-    "--config.validation.steps=1 --config.evaluation.suite=clean,pgd --config.evaluation.steps=2 "
-    "--config.evaluation.restarts=1",
+    "--config.validation.steps=1 --config.evaluation.suite=clean",
     "evaluate": "--limit=16 --option=autoattack_budget=0.01 --option=masking_points=16 --option=masking_queries=20",
 }
 # Commands whose data cannot come with a test: their flags are read and nothing more.

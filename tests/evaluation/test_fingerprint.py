@@ -82,7 +82,6 @@ def test_other_processes_say_the_same():
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "evaluation")])
     environment = os.environ | {"PYTHONPATH": paths, "PYTHONHASHSEED": "7", "JAX_PLATFORMS": "cpu"}
     told = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=True)
-    jax.clear_caches()
     identity.cache_clear()
     with jax.default_matmul_precision(None):  # as in a process without the tests' configuration
         here = [*(made() for made in OTHERS.values()), identity(), identity("sparse_swin")]

@@ -86,7 +86,10 @@ NAMED = {
 }
 
 
-@pytest.mark.parametrize("name", NAMED)
+ALIKE = {"jpeg": "bits", "optimised": "optimised_until"}  # slow, with the one that is found in the same way
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ALIKE)) for name in NAMED])
 def test_planted_failure_is_named(made, name):
     report = made(name)
     assert NAMED[name] <= warned(report), report.table()

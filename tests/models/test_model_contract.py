@@ -17,20 +17,23 @@ BATCH = 4
 
 @pytest.fixture(scope="module", params=sorted(TINY))
 def tiny(request):
-    """(name, module, variables, images, logits, input gradient), made once for each family."""
+    """(name, module, variables, images, logits, input gradient, captured logits, captures) of each family, in one
+    program: most of this file's time is compilation.
+    """
     module = models.build(request.param, **TINY[request.param])
     images = jax.random.uniform(jax.random.key(1), (BATCH, *models.image_shape(module)))
     variables = models.init(module, jax.random.key(0))
 
     @jax.jit
-    def run(logits_fn, images):
+    def run(variables, images):
         def loss(images):
-            logits = logits_fn(images)
+            logits = models.logits_fn(module, variables)(images)
             return -jax.nn.log_softmax(logits)[jnp.arange(BATCH), jnp.arange(BATCH) % 10].sum(), logits
 
-        return jax.grad(loss, has_aux=True)(images)[::-1]
+        gradient, logits = jax.grad(loss, has_aux=True)(images)
+        return logits, gradient, *models.capture(module, variables, images)
 
-    return request.param, module, variables, images, *run(models.logits_fn(module, variables), images)
+    return request.param, module, variables, images, *run(variables, images)
 
 
 def test_every_module_class_has_a_representative():
@@ -39,12 +42,11 @@ def test_every_module_class_has_a_representative():
 
 
 def test_logits_gradient_and_captures(tiny):
-    name, module, variables, images, logits, gradient = tiny
+    name, *_, logits, gradient, captured_logits, captured = tiny
     assert logits.shape == (BATCH, 10) and logits.dtype == jnp.float32
     assert np.isfinite(logits).all() and np.isfinite(gradient).all()
     assert float(jnp.abs(gradient).reshape(BATCH, -1).max(1).min()) > 0  # every image is seen
 
-    captured_logits, captured = jax.jit(lambda v, x: models.capture(module, v, x))(variables, images)
     np.testing.assert_allclose(captured_logits, logits, atol=1e-4)
     assert captured["tokens"] and len(captured["features"]) == 1
     assert captured["features"][0].shape[0] == BATCH and captured["features"][0].ndim == 2
@@ -52,7 +54,7 @@ def test_logits_gradient_and_captures(tiny):
 
 
 def test_bfloat16_computes_logits_in_float32(tiny):
-    _, module, variables, images, exact, _ = tiny
+    _, module, variables, images, exact, *_ = tiny
     narrow = jax.jit(module.clone(dtype=jnp.bfloat16).apply)(variables, images)
     assert narrow.dtype == jnp.float32
     scale = float(jnp.abs(exact).max()) + 1e-3
