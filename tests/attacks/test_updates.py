@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
+from drawing import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from robust_vit import attacks
@@ -104,7 +105,7 @@ def compiled(norm, update):
         for update in sorted(updates.UPDATES)
     ],
 )
-@settings(max_examples=8, deadline=None)
+@examples(8)
 @given(seed=st.integers(0, 2**16), scale=st.floats(0.0, 1.0), strength=st.floats(0.0, 1.0))
 def test_every_rule_stays_in_ball_and_box(norm, update, problem, seed, scale, strength):
     epsilon = np.float32({"linf": 1.0, "l2": 4.0, "l1": 30.0}[norm] * scale**3)

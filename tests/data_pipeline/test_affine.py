@@ -4,6 +4,7 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from drawing import examples
 from PIL import Image
 
 from robust_vit.data import host
@@ -46,7 +47,7 @@ class Fixed:
         return value
 
 
-@hypothesis.settings(max_examples=40, deadline=None)
+@examples(40)
 @hypothesis.given(
     st.integers(4, 20),
     st.integers(4, 20),

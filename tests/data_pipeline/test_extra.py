@@ -5,6 +5,7 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from drawing import examples
 from PIL import Image
 
 from robust_vit import data
@@ -127,7 +128,7 @@ def test_emulated_workers_share_the_first_source_and_no_generated_image():
     assert np.array_equal(batch["image"][:, 0, 0, 0][batch["extra"]] - 100, batch["index"][batch["extra"]] - 2 * REAL)
 
 
-@hypothesis.settings(max_examples=60, deadline=None)
+@examples(60)
 @hypothesis.given(size=st.integers(1, 17), repeats=st.integers(1, 4), data=st.data())
 def test_the_layout_takes_every_position_once_and_every_copy(size, repeats, data):
     extra = data.draw(st.integers(0, size - 1))
