@@ -322,7 +322,9 @@ def _named(name: str) -> pathlib.Path:
     """The file of a name, or of the only name that ends so."""
     known = _files()
     ends = [full for full in known if full.endswith(f"/{name}")]
-    return lookup("config", ends[0] if name not in known and len(ends) == 1 else name, known)
+    if name not in known and len(ends) > 1:
+        raise ValueError(f"config = {name!r}: must be one of {', '.join(ends)}")
+    return lookup("config", ends[0] if name not in known and ends else name, known)
 
 
 def explain_override(name: str, config: ConfigDict) -> str:

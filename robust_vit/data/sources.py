@@ -88,11 +88,13 @@ def check_options(name: str, given: dict[str, Any]) -> None:
     lookup("data.name", name, SOURCES)
     for option, value in given.items():
         _check_known(name, option)
+        if value is None and options(name)[option] is REQUIRED:
+            continue  # a placeholder: named below
         kinds = _kinds(_parameters(name)[option])
         broad = tuple(BROAD.get(kind, kind) for kind in kinds)
         fits = isinstance(value, broad) and (bool in kinds or not isinstance(value, bool))
         check(f"data.options.{option}", value, fits, f"of type {option_types(name)[option]}")
-    missing = [option for option, default in options(name).items() if default is REQUIRED and option not in given]
+    missing = [option for option, default in options(name).items() if default is REQUIRED and given.get(option) is None]
     check(f"data.options.{', '.join(missing)}", None, not missing, f"given for {name}")
 
 

@@ -16,6 +16,8 @@ def test_every_name_is_documented_by_its_error():
         data.build("folder", pth="x")
     with pytest.raises(ValueError, match="data.options.path = None: must be given for folder"):
         data.build("folder")
+    with pytest.raises(ValueError, match="data.options.path = None: must be given for folder"):
+        data.sources.check_options("folder", {"path": None})  # as configurations leave a place for it
     with pytest.raises(ValueError, match="data.options.size: digits takes no options"):
         data.build("digits", size=8)
     with pytest.raises(ValueError, match="split = 'dev'"):

@@ -50,6 +50,8 @@ def reduced(name):
         config.data[field] = tuple(re.sub(r"\((224|256)", "(32", spec) for spec in config.data[field])
     config.attack.steps = min(config.attack.steps, 2)
     config.initial.weights = ""
+    if config.stages.image_sizes:
+        config.stages.image_sizes = (16, 32)
     own = models.fields(config.model.name)
     family = SMALL[models.MODELS[config.model.name].func.__name__]
     for field, value in tiny.TINY[family].items():
