@@ -18,16 +18,21 @@ from robust_vit.training import checkpoint
 STEPS = 24  # 1.2 epochs of 1257 images in batches of 64
 
 
+# Compiled as quickly as the tests themselves, and once for all processes.
+ENVIRONMENT = os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+}
+SIGNALS = {"SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
+
+
 def start(workdir):
     command = [sys.executable, "-m", "robust_vit.main", "--config=configs/digits.py", f"--workdir={workdir}"]
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-    }
     overrides = flags(training__epochs=1.2, evaluation__suite="", optimizer__ema_decay=0.9)
     return subprocess.Popen(
-        [*command, *overrides], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*command, *overrides], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
@@ -63,45 +68,59 @@ def uninterrupted(tmp_path_factory):
     return final(workdir)
 
 
-def test_killed_again_and_again_and_resumed_the_weights_are_the_same_bits(uninterrupted, tmp_path):
-    for row, pause in ((1, 0.0), (5, 0.02), (9, 0.05), (16, 0.1)):  # between, during and after saves
-        process = start(tmp_path)
-        wait_for_row(tmp_path, row, process)
-        time.sleep(pause)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    output = finish(tmp_path)
-    assert "resuming at step" in output
-    for there, here in zip(uninterrupted, final(tmp_path)):
-        np.testing.assert_array_equal(there, here)
-    rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    steps = [line for line in rows if '"train"' in line]
-    assert len(steps) == STEPS  # each step's row once, for all the kills
+def kill(workdir, row, pause):
+    process = start(workdir)
+    wait_for_row(workdir, row, process)
+    time.sleep(pause)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("Ctrl-C", marks=pytest.mark.slow)])
-def test_a_signal_saves_and_exits_cleanly(uninterrupted, tmp_path, name):
-    process = start(tmp_path)
-    wait_for_row(tmp_path, 3, process)
-    process.send_signal({"SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}[name])
+def stop(workdir, row, name):
+    """Asks it to stop, and checks that it does so in order."""
+    process = start(workdir)
+    wait_for_row(workdir, row, process)
+    process.send_signal(SIGNALS[name])
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert f"stopped by {name} at step" in output and "the same command resumes" in output
     stopped = int(output.split(f"stopped by {name} at step ")[1].split(",")[0])
-    assert checkpoint.Checkpoints(tmp_path, read_only=True).latest() == stopped
-    finish(tmp_path)
-    for there, here in zip(uninterrupted, final(tmp_path)):
+    assert checkpoint.Checkpoints(workdir, read_only=True).latest() == stopped
+
+
+def finishes_as(uninterrupted, workdir):
+    assert "resuming at step" in finish(workdir)
+    for there, here in zip(uninterrupted, final(workdir)):
         np.testing.assert_array_equal(there, here)
+    rows = (workdir / "metrics.jsonl").read_text().splitlines()
+    steps = [line for line in rows if '"train"' in line]
+    assert len(steps) == STEPS  # each step's row once, for all that happened
+
+
+def test_killed_and_told_to_stop_and_resumed_the_weights_are_the_same_bits(uninterrupted, tmp_path):
+    kill(tmp_path, 5, 0.02)
+    stop(tmp_path, 9, "SIGTERM")
+    finishes_as(uninterrupted, tmp_path)
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_and_resumed_the_weights_are_the_same_bits(uninterrupted, tmp_path):
+    for row, pause in ((1, 0.0), (5, 0.02), (9, 0.05), (16, 0.1)):  # between, during and after saves
+        kill(tmp_path, row, pause)
+    finishes_as(uninterrupted, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_signal_saves_and_exits_cleanly(uninterrupted, tmp_path, name):
+    stop(tmp_path, 3, name)
+    finishes_as(uninterrupted, tmp_path)
 
 
 def tiny(workdir, *arguments, before=()):
     """A tiny run as a command, its output and its errors apart."""
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
-    }
+    paths = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    environment = ENVIRONMENT | {"PYTHONPATH": paths, "JAX_NUM_CPU_DEVICES": "1"}
     script = str(pathlib.Path(__file__).parent / "tiny_run.py")
     command = [*before, sys.executable, script, str(workdir), *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
