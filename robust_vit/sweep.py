@@ -115,12 +115,15 @@ def plan(arguments: Sequence[str]) -> list[Run]:
     Raises:
       ValueError: in one line, for whatever would stop one of the runs and can be known before any is started.
     """
+    from robust_vit.evaluation import suites
+
     _FLAGS.unparse_flags()
     try:
         rest = _FLAGS(arguments, known_only=True)[1:]
     except flags.Error as error:
         raise ValueError(" ".join(str(error).split())) from None
     errors.check("workdir", _WORKDIR.value, bool(_WORKDIR.value), "given: the folder of the runs, --workdir=runs/name")
+    suites.parse(_SUITE.value or ())
     seeds = [seed.strip() for seed in _SEEDS.value.split(",") if seed.strip()]
     errors.check("seeds", _SEEDS.value, len(set(seeds)) == len(seeds), "different whole numbers, such as 0,1,2")
     runs = []
@@ -228,6 +231,7 @@ def report(root: pathlib.Path, runs: Sequence[Run], suites: Sequence[str]) -> li
             folders.setdefault(run.variant, []).append(run.folder)
     rows = table.rows(folders, suites) if folders else []
     if not rows:
+        print("no table: no finished run has a result")
         return rows
     show(rows, table.HEADS, table.cells)
     comparison.plot([row.median for row in rows]).savefig(root / "sweep.png", dpi=160)

@@ -83,6 +83,7 @@ def test_flags_of_training_hold_for_every_variant():
         (["--over=seed=1", "--over=seed=2"], r"over = 'seed': must be given once: variant seed=1,seed=2"),
         (["--over=seed=1", "--seeds=0"], r"seeds = '0': must be left out: seed=1 has its own"),
         (["--over=attack.steps=1", "--seeds=0,0"], r"seeds = '0,0': must be different"),
+        (["--over=attack.steps=1", "--suite=cleen"], r"suite.*cleen.*did you mean 'clean'"),
         (["--over=attack.steps=1", "--seeds=x"], r"variant steps=1: .*seed"),
         (["--over=attack.steps=1", "--stray=3"], r"variant steps=1: .*stray"),
         ([], r"sweep = '': must be left out, with --over given"),
