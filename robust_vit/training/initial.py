@@ -17,6 +17,7 @@ import numpy as np
 from robust_vit import parallel, provenance
 from robust_vit.config import ConfigDict
 from robust_vit.errors import check
+from robust_vit.models.families import masked_autoencoder
 from robust_vit.models.parts import forms
 from robust_vit.models.weights import adapt, converted, dialects, state_dicts, timm_names, torch_weights
 from robust_vit.models.weights.loading_report import LoadingReport
@@ -73,7 +74,7 @@ def load(section: ConfigDict, module: nn.Module) -> Initial | None:
     if not section.weights:
         return None
     try:
-        source = read(section)
+        source = _without_decoder(read(section), module)
         new_head = _new_head(module, source.tensors, section.head)
         grid = getattr(source.module, "grid", None)
         flat, head, report = torch_weights.place(
@@ -110,6 +111,17 @@ def read(section: ConfigDict) -> Source:
     module, variables, description = converted.load(path)
     described = {"kind": "converted", "weights_sha256": description["weights_sha256"]}
     return Source(_tensors(module, variables), described, module)
+
+
+def _without_decoder(source: Source, module: nn.Module) -> Source:
+    """What a masked autoencoder learned, without what only painted, unless the model is one itself."""
+    left = [name for name in source.tensors if name.startswith(masked_autoencoder.DECODER)]
+    pretrained = isinstance(source.module, masked_autoencoder.MaskedAutoencoder)
+    if not pretrained or isinstance(module, masked_autoencoder.MaskedAutoencoder):
+        return source
+    tensors = {name: array for name, array in source.tensors.items() if name not in left}
+    note = f"the decoder stays behind: {len(left)} tensors"
+    return dataclasses.replace(source, tensors=tensors, notes=(*source.notes, note))
 
 
 def _file(path: pathlib.Path, section: ConfigDict) -> Source:

@@ -13,7 +13,7 @@ from robust_vit import models
 from robust_vit.data import pipeline
 from robust_vit.models.weights import converted
 from robust_vit.objectives.encoders import ENCODERS, TEACHERS
-from robust_vit.training import encoding, experiment, frozen, state
+from robust_vit.training import encoding, experiment, frozen, initial, state
 
 FIELDS = dict(depth=1, width=16, heads=2, patch_size=4, image_size=8, channels=1, num_classes=10, pooling="mean")
 DECODER = dict(decoder_width=16, decoder_depth=1, decoder_heads=2)
@@ -120,3 +120,17 @@ def test_other_objectives_train_the_whole_model_and_these_say_what_stays():
     config.optimizer.freeze = ("patch_embed",)
     for _ in range(2):  # a run that is resumed says it as often
         assert tuple(experiment.build(config).config.optimizer.freeze) == ("patch_embed", "head*")
+
+
+def test_a_classifier_begins_from_what_an_autoencoder_learned_and_leaves_its_decoder(tmp_path):
+    module = models.build("masked_autoencoder", initializer="lecun", **FIELDS, **DECODER)
+    variables = models.init(module, jax.random.key(2))
+    converted.save(tmp_path, "masked_autoencoder", module, variables)
+    section, vit = config_lib.base().initial, models.build("vit", **FIELDS)
+    section.weights = str(tmp_path)
+    found = initial.load(section, vit)
+    assert any(note.startswith("the decoder stays behind: ") for note in found.content["notes"])
+    images = jax.random.uniform(jax.random.key(1), (3, 8, 8, 1))
+    np.testing.assert_array_equal(jax.jit(vit.apply)(found.variables, images), jax.jit(module.apply)(variables, images))
+    again = initial.load(section, module)  # to go on with pre-training
+    assert jax.tree.structure(again.variables) == jax.tree.structure(variables)

@@ -18,6 +18,8 @@ from robust_vit.models.families import vit
 from robust_vit.models.parts import initializers, layers, positions
 from robust_vit.typing import Array
 
+DECODER = ("decoder_", "mask_token")  # begin the names of what only paints
+
 
 class Masked(NamedTuple):
     """Images of which the encoder sees some patches."""
