@@ -1,4 +1,7 @@
-"""The l1 ball inside the pixel box: exact projection, and the sparse steepest step of APGD.
+"""The l1 ball inside the pixel box: the exact projection, rounded in two ways, and the sparse steepest step of APGD.
+
+Both find the common amount that every coordinate shrinks by with the same bisection. `inside` never leaves the ball;
+`correction` forms its sums as AutoAttack does, whose APGD counts the residue that rounding leaves in them.
 
 Reference: Croce & Hein, Mind the box: l1-APGD for sparse adversarial attacks on image classifiers, 2021.
 """
@@ -39,6 +42,27 @@ def correction(images: Array, perturbation: Array, epsilon: Array) -> Array:
     amount = jnp.where(count > 0, rest / jnp.maximum(count, 1), amount)
     lower = jnp.where(too_long[:, None], lowered(amount), outside)
     return (-jnp.sign(y) * lower).reshape(perturbation.shape)
+
+
+def inside(images: Array, points: Array, epsilon: Array) -> Array:
+    """Projects `points` [B,...] on the l1 ball of radius `epsilon` [B] around `images`, inside the box; rounding errs
+    to the inside of the ball.
+
+    delta_i = sign(d_i) * clip(|d_i| - lambda, 0, room_i), where d = points - images, room_i is what the box leaves in
+    the direction of d_i, and lambda >= 0 is the smallest number for which |delta|_1 <= epsilon.
+    """
+    d = points - images
+    room = jnp.where(d > 0, 1.0 - images, images)
+
+    def shrunk(amount: Array) -> Array:
+        return jnp.clip(jnp.abs(d) - expand(amount, d), 0.0, room)
+
+    def too_long(amount: Array) -> Array:
+        return flat(shrunk(amount)).sum(axis=-1) > epsilon
+
+    least = jnp.nextafter(largest(too_long, d.shape[0], d.dtype), jnp.asarray(jnp.inf, d.dtype))
+    none = jnp.zeros_like(least)
+    return jnp.clip(images + jnp.sign(d) * shrunk(jnp.where(too_long(none), least, none)), 0.0, 1.0)
 
 
 def project(images: Array, points: Array, epsilon: Array) -> Array:

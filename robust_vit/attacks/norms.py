@@ -176,35 +176,11 @@ def l1_steepest(gradient: Array, points: Array) -> Array:
 
 
 def l1_project(points: Array, images: Array, epsilon: Array | float) -> Array:
-    """The exact Euclidean projection on {|delta|_1 <= epsilon} and {0 <= x + delta <= 1} (Croce and Hein 2021).
+    """The exact Euclidean projection on {|delta|_1 <= epsilon} and {0 <= x + delta <= 1}, see `l1_ball.inside`.
 
-    delta_i = sign(d_i) * clip(|d_i| - lambda, 0, room_i), where d = points - images, room_i is what the box leaves in
-    the direction of d_i, and lambda >= 0 is the smallest for which |delta|_1 <= epsilon; found by bisection from above,
-    so that rounding errs to the inside of the ball. (APGD's `l1_ball.correction` forms its sums as the reference
-    does, and can leave the ball by a rounding error.)
-
-    Reference: https://arxiv.org/abs/2103.01208
+    Reference: Croce and Hein 2021, https://arxiv.org/abs/2103.01208
     """
-    d = points - images
-    epsilon = expand(epsilon, images)
-    magnitude = jnp.abs(d)
-    room = jnp.where(d > 0, 1.0 - images, images)
-
-    def shrunk(threshold: Array) -> Array:
-        return jnp.clip(magnitude - threshold, 0.0, room)
-
-    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds
-        middle = 0.5 * (low + high)
-        feasible = jnp.sum(shrunk(middle), axis=PIXELS, keepdims=True) <= epsilon
-        return jnp.where(feasible, low, middle), jnp.where(feasible, middle, high)
-
-    largest = jnp.max(magnitude, axis=PIXELS, keepdims=True)
-    halvings = jnp.finfo(d.dtype).nmant + 7  # to the last bit of lambda: 30 in float32, 59 in float64
-    _, threshold = jax.lax.fori_loop(0, halvings, halve, (jnp.zeros_like(largest), largest))
-    inside = jnp.sum(shrunk(0.0), axis=PIXELS, keepdims=True) <= epsilon
-    delta = jnp.sign(d) * shrunk(jnp.where(inside, 0.0, threshold))
-    return box(images + delta)
+    return l1_ball.inside(images, points, per_example(epsilon, images))
 
 
 def l1_distance(points: Array, images: Array) -> Array:

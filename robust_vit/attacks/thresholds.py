@@ -1,39 +1,45 @@
 """Thresholds without sorting: order statistics and monotone conditions by bisection over the bits of a float.
 
-Non-negative float32 numbers are ordered like their bit patterns, so 31 halvings find a threshold to the last bit,
-whatever its scale. Each halving is one masked reduction, which accelerators (and CPUs) do far faster than a sort of
-every image at every step.
+Non-negative floats are ordered like their bit patterns, so 31 halvings (63 in float64) find a threshold to the last
+bit, whatever its scale. Each halving is one masked reduction, which accelerators (and CPUs) do far faster than a sort
+of every image at every step.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from robust_vit.typing import Array
 
-_LARGEST = 0x7F7FFFFF  # the bits of the largest finite float32
-_SMALLEST = 0x00800000  # of the smallest normal one; what is below counts as 0 (XLA flushes it)
 
-
-def largest(holds: Callable[[Array], Array], batch: int) -> Array:
-    """Finds per example the largest finite non-negative float32 for which a condition holds.
+def largest(holds: Callable[[Array], Array], batch: int, dtype: Any = jnp.float32) -> Array:
+    """Finds per example the largest finite non-negative float for which a condition holds.
 
     Args:
       holds: thresholds [B] -> bool [B]; true up to some threshold, false from there on.
       batch: B.
+      dtype: of the thresholds, float32 or float64.
 
     Returns:
-      [B] thresholds; 0 where the condition holds nowhere.
+      [B] thresholds; 0 where the condition holds nowhere, or only below the smallest normal number (XLA flushes those).
     """
+    dtype = jnp.dtype(dtype)
+    word = jnp.dtype(f"int{8 * dtype.itemsize}")
+    top = 8 * dtype.itemsize - 2  # the highest bit below the sign
+    finite, normal = (np.array(x, dtype).view(word) for x in (jnp.finfo(dtype).max, jnp.finfo(dtype).tiny))
 
     def try_bit(i, bits):
-        candidate = bits | jax.lax.shift_left(jnp.int32(1), jnp.int32(30) - i)
-        value = jax.lax.bitcast_convert_type(candidate, jnp.float32)
-        return jnp.where((candidate <= _LARGEST) & holds(value), candidate, bits)
+        candidate = bits | jax.lax.shift_left(word.type(1), word.type(top) - i.astype(word))
+        value = jax.lax.bitcast_convert_type(candidate, dtype)
+        return jnp.where((candidate <= finite) & holds(value), candidate, bits)
 
-    bits = jax.lax.fori_loop(0, 31, try_bit, jnp.zeros((batch,), jnp.int32))
-    return jax.lax.bitcast_convert_type(jnp.where(bits < _SMALLEST, 0, bits), jnp.float32)
+    nothing = jnp.zeros((batch,), word)
+    start = jnp.where(holds(nothing.astype(dtype)), nothing, nothing)  # under shard_map it varies as the answer does
+    bits = jax.lax.fori_loop(0, top + 1, try_bit, start)
+    return jax.lax.bitcast_convert_type(jnp.where(bits < normal, 0, bits), dtype)
 
 
 def order_statistic(values: Array, rank: Array) -> Array:
@@ -75,5 +81,5 @@ def water_level(weights: Array, caps: Array, total: Array, max_steps: int = 100)
         higher = jnp.where(moving, climb(level), level)
         return higher, higher > level, i + 1
 
-    start = jnp.zeros_like(total)
+    start = jnp.where(total > 0, 0.0, jnp.zeros_like(total))  # under shard_map it varies as the total does
     return jax.lax.while_loop(go_on, step, (start, start == 0, 0))[0]

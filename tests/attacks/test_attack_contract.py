@@ -14,6 +14,7 @@ import pytest
 from drawing import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import PartitionSpec
 
 from robust_vit import attacks, parallel
 from robust_vit.attacks import losses, norms
@@ -134,6 +135,29 @@ def test_pmap_is_jit(name, problem):
     mapped = parallel.pmap(attack, devices=jax.devices()[:2])
     found = mapped(keys.reshape(2, 2), logits_fn, *parallel.split((images, labels), 2))
     np.testing.assert_allclose(found.reshape(whole.shape), whole, atol=1e-5)
+
+
+@pytest.mark.slow
+@every_attack_and_norm
+def test_shard_map_is_jit(name, norm, problem):
+    attack = build(name, norm)
+    keys, logits_fn, images, labels = problem()
+    whole = jax.jit(attack)(keys, logits_fn, images, labels)
+    keys, *_ = problem()
+    batch, everywhere = PartitionSpec(parallel.DATA), PartitionSpec()
+    specs = dict(in_specs=(batch, everywhere, batch, batch), out_specs=batch)
+    mapped = jax.shard_map(attack, mesh=parallel.mesh(2), **specs)
+    np.testing.assert_allclose(jax.jit(mapped)(keys, logits_fn, images, labels), whole, atol=1e-5)
+
+
+@every_attack_and_norm
+def test_shard_map_traces(name, norm, problem):
+    """Every loop carries what varies over devices as such; cheap enough for all attacks."""
+    keys, logits_fn, images, labels = problem()
+    batch, everywhere = PartitionSpec(parallel.DATA), PartitionSpec()
+    specs = dict(in_specs=(batch, everywhere, batch, batch), out_specs=batch)
+    mapped = jax.shard_map(build(name, norm), mesh=parallel.mesh(2), **specs)
+    assert jax.eval_shape(mapped, keys, logits_fn, images, labels).shape == images.shape
 
 
 @every_attack

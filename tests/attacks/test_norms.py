@@ -111,6 +111,15 @@ def test_l1_projection_matches_the_reference():
     np.testing.assert_allclose(projected - images, golden["projected"].reshape(images.shape), atol=2e-6)
 
 
+def test_l1_projection_in_float64_is_the_oracles_to_float64():
+    images, points, _ = cloud(5, (3, 4, 7, 1), 1.0)
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(a, jnp.float64) for a in (points, images)]
+        found = np.asarray(norms.l1_project(*wide, np.array([0.1, 1.0, 5.0])))
+    np.testing.assert_allclose(found, oracle_projection(points, images, [0.1, 1.0, 5.0], "l1"), atol=1e-14)
+    assert np.all(length(found - images, "l1") <= np.array([0.1, 1.0, 5.0]) + 1e-14)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_zero_radius_and_no_excess(norm):
     images, points, _ = cloud(0, (3, 4, 7, 1), 0.05)

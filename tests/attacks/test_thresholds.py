@@ -1,5 +1,6 @@
 """Sort-free thresholds against sorting in float64."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from drawing import examples
@@ -25,6 +26,12 @@ def test_largest_finds_the_last_bit_and_zero_when_nothing_holds():
     limit = np.float32([0.1, 3e30, 1e-30, 0.0])
     np.testing.assert_array_equal(largest(lambda t: t <= jnp.asarray(limit), 4), limit)
     np.testing.assert_array_equal(largest(lambda t: t < 0, 4), np.zeros(4))
+
+
+def test_largest_finds_the_last_bit_of_float64():
+    with jax.enable_x64(True):
+        limit = np.float64([0.1, 3e300, 1e-300, 0.0])
+        np.testing.assert_array_equal(largest(lambda t: t <= jnp.asarray(limit), 4, jnp.float64), limit)
 
 
 def level_by_sorting(weights, caps, total):

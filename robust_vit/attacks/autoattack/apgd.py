@@ -128,13 +128,14 @@ class APGD:
         images = images.astype(jnp.float32)
         key, implementation = protocol.key_data(keys)
         epsilon = jnp.broadcast_to(jnp.asarray(epsilon, jnp.float32), images.shape[:1])
-        zero = jnp.zeros(images.shape[:1], jnp.float32)
-        count, none = zero.astype(jnp.int32), jnp.zeros(images.shape[:1], bool)
+        labels, soft = losses.as_labels(labels), None if jnp.issubdtype(labels.dtype, jnp.integer) else labels
+        zero = protocol.zeros(labels)
+        count, none = zero.astype(jnp.int32), zero > 0
         current = self._first_point(keys, images, epsilon)
         l1 = self.norm == "l1"
         return APGDState(
             images=images,
-            labels=losses.as_labels(labels),
+            labels=labels,
             targets=targets.astype(jnp.int32),
             epsilon=epsilon,
             key=key,
@@ -142,7 +143,7 @@ class APGD:
             current=current,
             previous=None if l1 else current,
             best=current,
-            best_gradient=jnp.zeros_like(images),
+            best_gradient=jnp.broadcast_to(expand(zero, images), images.shape),
             best_loss=zero - jnp.inf,
             adversarial=images,
             broken=none,
@@ -155,7 +156,7 @@ class APGD:
             reduced=none,
             fraction=zero if l1 else None,
             support=zero if l1 else None,
-            soft=None if jnp.issubdtype(labels.dtype, jnp.integer) else losses.in_float32(labels),
+            soft=None if soft is None else losses.in_float32(soft),
             implementation=implementation,
         )
 

@@ -100,17 +100,19 @@ class FAB:
         noise = self.draws(keys, images)
         away = 0.5 * expand(epsilon / protocol.length(noise, self.norm), images) * noise
         random = jnp.broadcast_to(jnp.asarray(restart) > 0, (batch,))
-        zero, none = jnp.zeros((batch,), jnp.int32), jnp.zeros((batch,), bool)
+        labels = losses.as_labels(labels)
+        zero = protocol.zeros(labels)
+        none = zero > 0
         current = jnp.where(expand(random, images), norms.box(images + away), images)
         return FABState(
             images=images,
-            labels=losses.as_labels(labels),
+            labels=labels,
             targets=targets.astype(jnp.int32),
             epsilon=epsilon,
-            tick=zero,
+            tick=zero.astype(jnp.int32),
             current=current,
             closest=images,
-            distance=jnp.full((batch,), FAR, jnp.float32),
+            distance=zero + FAR,
             adversarial=images,
             broken=none,
             done=none,

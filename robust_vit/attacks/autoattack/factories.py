@@ -19,7 +19,7 @@ from robust_vit.attacks.arguments import (
 )
 from robust_vit.attacks.autoattack.apgd import FIRST_FRACTION, apgd_run
 from robust_vit.attacks.autoattack.fab import fab_run
-from robust_vit.attacks.autoattack.protocol import complete, expand, misclassified, no_noise, select
+from robust_vit.attacks.autoattack.protocol import complete, expand, misclassified, no_noise, select, zeros
 from robust_vit.attacks.autoattack.square.search import square_run
 from robust_vit.attacks.losses import as_labels
 from robust_vit.errors import check_choice
@@ -55,7 +55,7 @@ def turns(logits: Array | None, labels: Array, targets: int, restarts: int, keep
         order = jax.lax.top_k(logits, count + 1)[1][:, 1:].T  # [T,B]
     else:
         order = jnp.full((1, batch), UNTARGETED)
-    standing = ~misclassified(logits, labels) if keep == "success" else jnp.ones((batch,), bool)
+    standing = ~misclassified(logits, labels) if keep == "success" else zeros(labels) == 0
     return Turns(order.astype(jnp.int32), restarts, standing, keep)
 
 

@@ -98,6 +98,11 @@ def normal_noise(keys: Keys, images: Array) -> Array:
     return norms.draw(keys, images, jax.random.normal)
 
 
+def zeros(like: Array) -> Array:
+    """[B] float32 zeros that under shard_map vary over devices as `like` [B] does, which what a loop carries has to."""
+    return jnp.where(like == like, jnp.float32(0.0), jnp.float32(0.0))
+
+
 def no_noise(keys: Keys, images: Array) -> Array:
     """[B,H,W,C] zeros: a start at the image itself."""
     del keys

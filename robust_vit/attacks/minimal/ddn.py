@@ -66,7 +66,7 @@ def search(*, norm: str = "l2", steps: int = 100, gamma: float = 0.05, start: fl
             delta = delta * expand(radius, clean) / jnp.maximum(norms.l2_norm(delta), FLAT)
             return (norms.box(clean + delta), radius, found), None
 
-        first = (clean, jnp.full(clean.shape[:1], start, clean.dtype), nothing_yet(clean))
+        first = (clean, jnp.full_like(clean[:, 0, 0, 0], start), nothing_yet(clean))
         (points, _, found), _ = jax.lax.scan(step, first, jnp.arange(steps))
         shown, logits = look(points)
         return nearer(found, shown, ball.distance(shown, clean), misclassified(logits, labels))

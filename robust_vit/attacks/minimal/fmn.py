@@ -92,7 +92,7 @@ def search(*, norm: str = "linf", steps: int = 100, gamma: float = 0.05, step_si
             points = walk.points + size * g / jnp.maximum(norms.l2_norm(g), FLAT)
             return _Walk(ball.project(points, clean, radius), radius, found), None
 
-        first = _Walk(clean, jnp.full(clean.shape[:1], jnp.inf, clean.dtype), nothing_yet(clean))
+        first = _Walk(clean, jnp.full_like(clean[:, 0, 0, 0], jnp.inf), nothing_yet(clean))
         walk, _ = jax.lax.scan(step, first, jnp.arange(steps))
         shown, logits = look(walk.points)
         return nearer(walk.found, shown, ball.distance(shown, clean), misclassified(logits, labels))

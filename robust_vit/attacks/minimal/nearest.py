@@ -37,7 +37,7 @@ Search = Callable[[Keys, LogitsFn, Array, Array], Found]  # (keys [B], logits_fn
 
 def nothing_yet(images: Array) -> Found:
     """No example has an adversarial image yet."""
-    return Found(images, jnp.full(images.shape[:1], jnp.inf, images.dtype))
+    return Found(images, jnp.full_like(images[:, 0, 0, 0], jnp.inf))
 
 
 def nearer(found: Found, points: Array, norm: Array, adversarial: Array) -> Found:

@@ -101,22 +101,24 @@ class Square:
         epsilon = jnp.broadcast_to(jnp.asarray(epsilon, jnp.float32), (batch,))
         key, implementation = protocol.key_data(keys)
         first = protocol.folded_keys(key, implementation, jnp.zeros((batch,), jnp.int32))
-        none = jnp.zeros((batch,), bool)
+        labels = losses.as_labels(labels)
+        zero = protocol.zeros(labels)
+        none = zero > 0
         point = self._stripes(first, images, epsilon) if self.norm == "linf" else self._tiles(first, images, epsilon)
         return SquareState(
             images=images,
-            labels=losses.as_labels(labels),
+            labels=labels,
             targets=targets.astype(jnp.int32),
             epsilon=epsilon,
             key=key,
-            tick=jnp.zeros((batch,), jnp.int32),
+            tick=zero.astype(jnp.int32),
             best=point,
-            best_loss=jnp.full((batch,), -jnp.inf),
+            best_loss=zero - jnp.inf,
             adversarial=images,
             broken=none,
             done=none,
             non_finite=none,
-            refused=jnp.zeros((batch, self._numbers(images.shape)), bool),
+            refused=jnp.broadcast_to(none[:, None], (batch, self._numbers(images.shape))),
             implementation=implementation,
         )
 
