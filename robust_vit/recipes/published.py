@@ -129,6 +129,33 @@ def rebuffi(dataset: str, ratio: float = 0.7, cutmix: float = 0.0) -> ConfigDict
     return config
 
 
+def mimir_pretraining(dataset: str, size: str, batch_size: int, **model: object) -> ConfigDict:
+    """Masked autoencoding of attacked images without labels, 800 epochs; 1.5e-4 for every 256 images of a step.
+
+    Args:
+      dataset: "imagenet2012:5.1.0", or "cifar10", whose source mixes generated images in.
+      size: "tiny", "small" or "base".
+      batch_size: images a step.
+      **model: keywords of the model.
+
+    Reference: see `mimir`.
+    """
+    config = parts.tfds(config_lib.base(), dataset, batch_size)
+    side = 224 if dataset.startswith("imagenet") else 32
+    parts.photographs(config, side, crop_fraction=0.875)
+    config.data.train_transforms = (f"random_resized_crop({side}, scale=(0.2, 1.0))", "flip")
+    if side == 32:
+        config.data.evaluation_transforms = ()
+    parts.model(config, f"masked_autoencoder_{size}_patch16_224", **model)
+    parts.pgd(config, 8 / 255, 1, factor=1.25)
+    config.attack.schedule = "constant"
+    config.objective.name = "mimir"
+    parts.adamw(config, 1.5e-4 * batch_size / 256, final=0.0, warmup_epochs=40.0, weight_decay=0.05)
+    config.optimizer.b2 = 0.95
+    parts.occasional(config, log_steps=100, validate_epochs=20.0, save_epochs=5.0)
+    return parts.epochs(config, 800)
+
+
 def mimir(config: ConfigDict, size: str, initial: str, *, learning_rate: float, warmup_epochs: float) -> ConfigDict:
     """What both fine-tunings of a ViT that was pre-trained by MIMIR share.
 
@@ -151,6 +178,7 @@ def mimir(config: ConfigDict, size: str, initial: str, *, learning_rate: float, 
     config.optimizer.weight_decay = 0.05
     config.optimizer.layer_decay = 0.65
     config.initial.weights = initial
+    config.initial.checkpoint = "latest"  # no accuracy says which moment of the pre-training is best
     return config
 
 

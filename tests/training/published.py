@@ -414,7 +414,43 @@ def mimir():
     sizes = {"t": "tiny", "s": "small", "b": "base"}
     name = {short: {"model.name": f"vit_{size}_patch16_224"} for short, size in sizes.items()}
     runs = {f"imagenet/mimir/vit_{size}": shared | imagenet | name[size] for size in ("s", "b")}
+    runs |= mimir_pretraining(sizes)
     return runs | {f"cifar10/mimir/vit_{size}2": shared | cifar | name[size] for size in sizes}
+
+
+def mimir_pretraining(sizes):
+    shared = {
+        **NO_AUGMENTATION,
+        "attack.name": "pgd",
+        "attack.random_start": True,
+        "attack.epsilon": 8 / 255,
+        "attack.steps": 1,
+        "attack.step_size": 10 / 255,
+        "objective.name": "mimir",
+        "optimizer.name": "adamw",
+        "optimizer.b1": 0.9,
+        "optimizer.b2": 0.95,
+        "optimizer.final_learning_rate": 0.0,
+        "optimizer.warmup_epochs": 40.0,
+        "optimizer.weight_decay": 0.05,
+        "training.epochs": 800.0,
+    }
+    imagenet = {
+        "data.options.dataset": "imagenet2012:5.1.0",
+        "data.batch_size": 4 * 512,
+        "data.train_transforms": ("random_resized_crop(224, scale=(0.2, 1.0))", "flip"),
+        "optimizer.learning_rate": 1.5e-4 * 2048 / 256,
+    }
+    cifar = {
+        "data.options.dataset": "cifar10",
+        "data.batch_size": 4 * 128,
+        "data.train_transforms": ("random_resized_crop(32, scale=(0.2, 1.0))", "flip"),
+        "model.patch_size": 2,
+        "optimizer.learning_rate": 1.5e-4 * 512 / 256,
+    }
+    name = {short: {"model.name": f"masked_autoencoder_{size}_patch16_224"} for short, size in sizes.items()}
+    runs = {f"imagenet/mimir/pretrain_vit_{size}": shared | imagenet | name[size] for size in ("s", "b")}
+    return runs | {f"cifar10/mimir/pretrain_vit_{size}2": shared | cifar | name[size] for size in sizes}
 
 
 RUNS = {

@@ -21,7 +21,7 @@ import tiny
 SHIPPED = [name for name in config_lib.available() if "/" in name and not name.startswith("ablations/")]
 # family -> the row of tests/models/tiny.py that makes it quick
 SMALL = {"ViT": "vit", "XCiT": "xcit", "CaiT": "cait", "ConvNeXt": "convnext_tiny", "ResNet": "resnet50_32"}
-SMALL |= {"MobileViT": "mobilevit_xxs"}
+SMALL |= {"MobileViT": "mobilevit_xxs", "MaskedAutoencoder": "masked_autoencoder"}
 
 
 def load(name):
@@ -49,7 +49,7 @@ def reduced(name):
     for field in ("train_transforms", "evaluation_transforms"):
         config.data[field] = tuple(re.sub(r"\((224|256)", "(32", spec) for spec in config.data[field])
     config.attack.steps = min(config.attack.steps, 2)
-    config.initial.weights = ""
+    config.initial = config_lib.base().initial
     if config.stages.image_sizes:
         config.stages.image_sizes = (16, 32)
     own = models.fields(config.model.name)

@@ -2,7 +2,7 @@
 
     robust-vit train --config=cifar10/mimir/vit_b2 --workdir=runs/vit_b2
 
-PGD-10, layer-wise decay 0.65. Begins with pre-trained weights (config.initial.weights).
+PGD-10, layer-wise decay 0.65. Begins with the run beside it, pretrain_vit_b2 (config.initial.weights).
 
 Cost: 50 epochs of 23 forward passes an image, 0.05 M images, 23 GMACs a pass: 2.6e18 operations.
 Not run in this project.
@@ -15,4 +15,4 @@ from robust_vit import recipes
 
 
 def get_config():
-    return recipes.published.mimir_cifar10("base", initial="runs/mimir_vit_b2")
+    return recipes.published.mimir_cifar10("base", initial="runs/pretrain_vit_b2")

@@ -2,7 +2,8 @@
 
     robust-vit train --config=imagenet/mimir/vit_b --workdir=runs/vit_b
 
-PGD-1 with a step of 5/255, layer-wise decay 0.65. Begins with pre-trained weights (config.initial.weights).
+PGD-1 with a step of 5/255, layer-wise decay 0.65. Begins with the run beside it, pretrain_vit_b
+(config.initial.weights).
 
 Cost: 100 epochs of 5 forward passes an image, 1.28 M images, 17.6 GMACs a pass: 2.3e19 operations.
 Not run in this project.
@@ -15,4 +16,4 @@ from robust_vit import recipes
 
 
 def get_config():
-    return recipes.published.mimir_imagenet("base", initial="runs/mimir_vit_b")
+    return recipes.published.mimir_imagenet("base", initial="runs/pretrain_vit_b")

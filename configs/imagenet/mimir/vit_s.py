@@ -2,7 +2,8 @@
 
     robust-vit train --config=imagenet/mimir/vit_s --workdir=runs/vit_s
 
-PGD-1 with a step of 5/255, layer-wise decay 0.65. Begins with pre-trained weights (config.initial.weights).
+PGD-1 with a step of 5/255, layer-wise decay 0.65. Begins with the run beside it, pretrain_vit_s
+(config.initial.weights).
 
 Cost: 100 epochs of 5 forward passes an image, 1.28 M images, 4.61 GMACs a pass: 5.9e18 operations.
 Not run in this project.
@@ -15,4 +16,4 @@ from robust_vit import recipes
 
 
 def get_config():
-    return recipes.published.mimir_imagenet("small", initial="runs/mimir_vit_s")
+    return recipes.published.mimir_imagenet("small", initial="runs/pretrain_vit_s")

@@ -1,0 +1,19 @@
+"""ViT-B/16 pre-trained on ImageNet by MIMIR at 8/255, without labels.
+
+    robust-vit train --config=imagenet/mimir/pretrain_vit_b --workdir=runs/pretrain_vit_b
+
+PGD-1 with a step of 10/255 on the masked autoencoder's own error; 2048 images a step. The cost counts whole passes;
+the encoder sees a quarter of the patches.
+
+Cost: 800 epochs of 5 forward passes an image, 1.28 M images, 17.6 GMACs a pass: 1.8e20 operations.
+Not run in this project.
+
+Reference: Xu et al., MIMIR: Masked Image Modeling for Mutual Information-based Adversarial Robustness, arXiv
+2312.04960; github.com/xiaoyunxxy/MIMIR.
+"""
+
+from robust_vit import recipes
+
+
+def get_config():
+    return recipes.published.mimir_pretraining("imagenet2012:5.1.0", "base", batch_size=2048)
