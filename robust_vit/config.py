@@ -69,6 +69,7 @@ def base() -> ConfigDict:
     config.initial.checkpoint = "best"  # of a run folder: best, latest or a step
     config.initial.average = ""  # raw or ema; "": what a run selected its best by, raw of a file
     config.initial.head = "auto"  # keep, new; auto: new where the classes are others in number
+    config.initial.leave_out = ()  # parts not taken, and drawn anew where the model has them: "conv1", "patch_embed"
     config.initial.resize = "plain"  # of positions to another grid: plain (bicubic, as DeiT), antialias (as timm), ""
 
     config.attack = ConfigDict()

@@ -71,9 +71,9 @@ def _natural(parts: tuple[str, ...]) -> tuple[Any, ...]:
     return tuple(int(piece) if piece.isdigit() else piece for part in parts for piece in re.split(r"_?(\d+)", part))
 
 
-def is_frozen(name: str, freeze: Sequence[str]) -> bool:
+def means(name: str, patterns: Sequence[str]) -> bool:
     """Whether one of the patterns means this name, or something that holds it."""
-    return any(fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}/*") for pattern in freeze)
+    return any(fnmatch.fnmatchcase(name, one) or fnmatch.fnmatchcase(name, f"{one}/*") for one in patterns)
 
 
 def scales(tree: Any, layer_decay: float = 1.0, freeze: Sequence[str] = ()) -> Any:
@@ -92,7 +92,7 @@ def scales(tree: Any, layer_decay: float = 1.0, freeze: Sequence[str] = ()) -> A
 
     def one(path: tuple[Any, ...], leaf: Any) -> np.ndarray:
         own = names(path, leaf)
-        values = [0.0 if is_frozen(name, freeze) else layer_decay ** (top - number[name]) for name in own]
+        values = [0.0 if means(name, freeze) else layer_decay ** (top - number[name]) for name in own]
         stacked = any(key.key in scanning.STACKS for key in path)
         shape = (-1, *[1] * (len(leaf.shape) - 1)) if stacked else ()
         return np.asarray(values, np.float32).reshape(shape)
@@ -137,13 +137,13 @@ def validate(params: Any, layer_decay: float, freeze: Sequence[str]) -> None:
     """
     found = every_name(params)
     for pattern in freeze:
-        if not any(is_frozen(name, [pattern]) for name in found):
+        if not any(means(name, [pattern]) for name in found):
             tops = dict.fromkeys(name.partition("/")[0] for name in found)
             raise ValueError(
                 f"optimizer.freeze = {pattern!r}: names no parameter of the model, whose parts are {', '.join(tops)}"
                 f"{nearest(pattern, [*tops, *found])}"
             )
-    left = [name for name in found if not is_frozen(name, freeze)]
+    left = [name for name in found if not means(name, freeze)]
     check("optimizer.freeze", tuple(freeze), bool(left), "patterns that leave something to train")
     several = len(set(layers(found).values())) > 2
     check("optimizer.layer_decay", layer_decay, layer_decay == 1 or several, "1.0: this model's blocks are not known")

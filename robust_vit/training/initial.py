@@ -8,7 +8,7 @@ the weights that a run began with are part of what it is. A run that is resumed 
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -16,12 +16,12 @@ import numpy as np
 
 from robust_vit import parallel, provenance
 from robust_vit.config import ConfigDict
-from robust_vit.errors import check
+from robust_vit.errors import check, nearest
 from robust_vit.models.families import masked_autoencoder
 from robust_vit.models.parts import forms
 from robust_vit.models.weights import adapt, converted, dialects, state_dicts, timm_names, torch_weights
 from robust_vit.models.weights.loading_report import LoadingReport
-from robust_vit.training import checkpoint
+from robust_vit.training import checkpoint, groups
 from robust_vit.typing import Variables
 
 FILE = "initial.json"
@@ -76,9 +76,13 @@ def load(section: ConfigDict, module: nn.Module) -> Initial | None:
     try:
         source = _without_decoder(read(section), module)
         new_head = _new_head(module, source.tensors, section.head)
-        grid = getattr(source.module, "grid", None)
-        flat, head, report = torch_weights.place(
-            module, source.tensors, new_head=new_head, resize=section.resize, grid=grid
+        flat, _, report = torch_weights.place(
+            module,
+            source.tensors,
+            new_head=new_head,
+            resize=section.resize,
+            grid=getattr(source.module, "grid", None),
+            leave_out=_left_out(module, source.tensors, tuple(section.leave_out)),
         )
     except ValueError as error:
         raise ValueError(f"initial.weights = {section.weights!r}: {error}") from None
@@ -149,6 +153,20 @@ def _new_head(module: nn.Module, tensors: Mapping[str, np.ndarray], head: str) -
         return name in tensors and leaves[name].from_torch(tensors[name]).shape == leaves[name].shape
 
     return not all(map(fits, adapt.head_leaves(module)))
+
+
+def _left_out(module: nn.Module, tensors: Mapping[str, np.ndarray], patterns: Sequence[str]) -> Callable[[str], bool]:
+    """Whether a name is of what the weights are not asked for.
+
+    Raises:
+      ValueError: for a pattern that names nothing, there or here.
+    """
+    here = ["/".join(leaf.path[1:]) for leaf in timm_names.leaves(module).values()]
+    known = [*here, *map(timm_names.as_path, tensors)]
+    for pattern in patterns:
+        if not any(groups.means(name, [pattern]) for name in known):
+            raise ValueError(f"initial.leave_out = {pattern!r}: names no parameter{nearest(pattern, known)}")
+    return lambda name: groups.means(name, patterns)
 
 
 def _hint(module: nn.Module, report: LoadingReport) -> str:

@@ -184,6 +184,7 @@ FIELDS: dict[str, Rule] = {
     "initial.checkpoint": step,
     "initial.average": one_of("", "raw", "ema"),
     "initial.head": one_of("auto", "keep", "new"),
+    "initial.leave_out": patterns,
     "initial.resize": name(lambda: adapt.RESIZE),
     "attack.name": attack_name,
     "attack.norm": name(lambda: norms.BALLS),
@@ -385,6 +386,8 @@ def _joined(config: ConfigDict) -> None:
     )
     _learning_rate(o, t.epochs)
     stages.validate(config.stages, t.epochs)
+    sides = tuple(config.stages.image_sizes)
+    check("stages.image_sizes", sides, not (sides and config.objective.teacher), "left out with objective.teacher")
     _alarm(config)
     allowed = f"with attack.zero_epochs = {c.zero_epochs:g} no longer than training.epochs = {t.epochs:g}"
     check("attack.warmup_epochs", c.warmup_epochs, c.warmup_epochs + c.zero_epochs <= t.epochs, allowed)
@@ -417,7 +420,7 @@ def initial(section: ConfigDict) -> None:
     path, usual = pathlib.Path(section.weights), config_lib.base().initial
     for field in section:
         if not section.weights:
-            unset = section[field] == usual[field]
+            unset = config_lib.plain(section[field]) == usual[field]
             check(f"initial.{field}", section[field], unset, f"left at {usual[field]!r} without initial.weights")
     known = path.is_file() or any((path / one).is_file() for one in ("config.json", "model.json"))
     kinds = "a run folder, a folder of converted weights, or a PyTorch or .safetensors file"

@@ -42,7 +42,7 @@ def flat(tree):
     return {"/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", BLOCKS)
 def test_every_family_has_an_embedding_its_blocks_and_a_head(name):
     found = groups.layers(groups.every_name(shapes(name)["params"]))
     assert sorted(set(found.values())) == list(range(BLOCKS[name] + 2))

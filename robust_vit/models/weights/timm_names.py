@@ -6,6 +6,7 @@ name; a Dense kernel is the transposed weight, a convolution's HWIO is OIHW.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -64,8 +65,18 @@ class Leaf:
         return np.ascontiguousarray(array.T if array.ndim == 2 else array.transpose(2, 3, 1, 0))
 
 
+def as_path(name: str) -> str:
+    """Our path of a tensor that no model of ours need have: `blocks.1.attn.weight` -> `blocks_1/attn/weight`."""
+    return re.sub(r"\.(?=\d+(\.|$))", "_", name).replace(".", "/")
+
+
 def leaves(module: nn.Module) -> dict[str, Leaf]:
     """Returns timm's name -> place in the module's unrolled variables tree, for every array of it."""
+    return dict(_leaves(module))
+
+
+@functools.lru_cache(maxsize=16)  # each traces the model
+def _leaves(module: nn.Module) -> Mapping[str, Leaf]:
     shapes = summary.shapes(forms.unrolled(module))
     found = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(shapes):

@@ -7,7 +7,7 @@ is an error. Changes of shape are made only when asked for, and reported.
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -88,12 +88,17 @@ def place(
     new_head: bool = False,
     resize: str = "",
     grid: tuple[int, int] | None = None,
+    leave_out: Callable[[str], bool] = lambda name: False,
 ) -> tuple[dict[tuple[str, ...], np.ndarray], list[tuple[str, ...]], LoadingReport]:
-    """`from_timm` without the new head's weights: (leaves by their path, the new head's paths, report); unrolled."""
+    """`from_timm` without the weights that are to be drawn: (leaves by their path, paths of those, report); unrolled.
+
+    What `leave_out` says of a name such as "patch_embed/proj/kernel" is not taken, and drawn anew as a new head is.
+    """
     check("resize", resize, resize in adapt.RESIZE, f"one of {adapt.RESIZE}")
     report, flat, rest = LoadingReport(), {}, dict(tensors)
     wanted = timm_names.leaves(module)
-    head = adapt.head_leaves(module) if new_head else {}
+    head = {name for name, leaf in wanted.items() if leave_out("/".join(leaf.path[1:]))}
+    head |= set(adapt.head_leaves(module)) if new_head else set()
     for name, leaf in wanted.items():
         array = rest.pop(name, None)
         old = None if array is None else array.shape
@@ -114,10 +119,10 @@ def place(
         report.reshaped += [] if fits else [(name, old, array.shape, f"resized ({resize})")]
         report.loaded += [name] if fits else []
     for name in list(rest):
-        if new_head and name in adapt.head_leaves(module, 1):
+        if (new_head and name in adapt.head_leaves(module, 1)) or leave_out(timm_names.as_path(name)):
             report.reshaped.append((name, rest.pop(name).shape, None, "left out"))
     report.unexpected += list(rest)
-    return flat, [wanted[name].path for name in head], report
+    return flat, [leaf.path for name, leaf in wanted.items() if name in head], report
 
 
 def _numbers(name: str, array: np.ndarray, dtype: Any) -> np.ndarray:
