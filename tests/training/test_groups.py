@@ -109,7 +109,7 @@ def frozen():
     tx = optimizer.build("adamw", weight_decay=0.5, clip_norm=1.0, freeze=freeze)
     attack = attacks.fgsm(norm="linf", epsilon=0.1)
     made = step.make(
-        module, objectives.build("adversarial"), attack, tx, num_classes=4, seed=0, awp_gamma=0.01, freeze=freeze
+        module, objectives.build("standard"), attack, tx, num_classes=4, seed=0, awp_gamma=0.01, freeze=freeze
     )
     before = jax.jit(lambda: state.create(module, tx, (8, 8, 1), 0, False))()
     rng, current, compiled = np.random.default_rng(0), before, jax.jit(made)
