@@ -290,7 +290,7 @@ def validate(config: ConfigDict, devices: int = 1) -> None:
     encoding.validate(config)
     _attack_options(config.attack)
     chosen.attack(config.attack)
-    chosen.drawing(config.attack)
+    _draws(config)
     _start(config)
     chosen.objective(config.objective)
     chosen.optimizer_keywords(config.optimizer)
@@ -443,6 +443,17 @@ def _learning_rate(o: ConfigDict, epochs: float) -> None:
     scaled, usual = o.scale_with_batch != "off", config_lib.base().optimizer.base_batch
     allowed = f"left at {usual} with optimizer.scale_with_batch = 'off'"
     check("optimizer.base_batch", o.base_batch, scaled or o.base_batch == usual, allowed)
+
+
+def _draws(config: ConfigDict) -> None:
+    """The attack that sees a model that draws is shown that model, and not a function of an encoder's features."""
+    draws, objective = chosen.drawing(config.attack), config.objective.name
+    for field, value, instead in (
+        ("ard_epochs", config.attack.ard_epochs, "0"),
+        ("batch_norm", config.attack.batch_norm, "'running' or 'batch'"),
+    ):
+        fits = not draws or objective not in encoders.ENCODERS or value in (0, "running", "batch")
+        check(f"attack.{field}", value, fits, f"{instead} with objective.name = {objective!r}")
 
 
 def _start(config: ConfigDict) -> None:

@@ -104,6 +104,10 @@ def test_the_epoch_reaches_the_attack():
             dict(attack__name="fab", attack__steps=7, attack__batch_norm="train"),
             r"attack.batch_norm = 'train': must be 'running' or 'batch' with attack.name = 'fab'",
         ),
+        (
+            dict(objective__name="sim_clip", attack__ard_epochs=2.0),
+            r"attack.ard_epochs = 2.0: must be 0 with objective.name = 'sim_clip'",
+        ),
         (dict(attack__ard_epochs=-1.0), r"attack.ard_epochs = -1.0: must be >= 0"),
         (dict(attack__name="bin"), r"attack.name = 'bin': must be one of"),
         (dict(attack__name="autoattack"), r"attack.name = 'autoattack': is an ensemble"),
