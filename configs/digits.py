@@ -3,6 +3,7 @@
     python -m robust_vit.main --config=configs/digits.py:best --workdir=runs/best          # the best recipe found
     python -m robust_vit.main --config=configs/digits.py --workdir=runs/digits             # Madry: PGD-7, 40 epochs
     python -m robust_vit.main --config=configs/digits.py:standard --workdir=runs/plain     # the same model, no attack
+    python -m robust_vit.main --config=configs/digits.py:hat --config.objective.teacher=runs/plain --workdir=runs/hat
 
 After the colon stands any objective of `robust_vit.objectives`, on images as they are. The best recipe spends the same
 forward passes otherwise: PGD-2 on images turned, shifted and zoomed by fractions of a pixel, for 100 epochs, and an
@@ -10,6 +11,7 @@ average of the weights. Cost and figures: README.md.
 """
 
 from robust_vit import config as config_lib
+from robust_vit import objectives
 
 
 def get_config(recipe: str = "adversarial"):
@@ -50,11 +52,14 @@ def unaugmented(objective: str):
     config.attack.warmup_epochs = 12.0
 
     config.objective.name = objective
+    config.objective.beta = objectives.options(objective).get("beta", 6.0)  # as published
+    if objective.startswith("score"):
+        config.attack.loss = "squared_error"  # what it minimises
     config.optimizer.learning_rate = 2e-3
     config.optimizer.weight_decay = 0.5
     config.optimizer.warmup_epochs = 2.0
 
-    if objective == "standard":
+    if objective in ("standard", "deit_hard", "deit_soft"):  # they call no attack
         config.validation.select = "clean_accuracy"  # its robust accuracy is noise to select by
     config.training.epochs = 40.0
     config.training.validate_every_epochs = 4.0

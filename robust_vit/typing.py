@@ -37,9 +37,12 @@ class Attack(Protocol):
 
 
 class Forward(Protocol):
-    """A forward pass with gradients to the weights: (images, statistics) -> (logits [B,K], new statistics)."""
+    """A forward pass with gradients to the weights: (images, statistics) -> (logits [B,K], new statistics).
 
-    def __call__(self, images: Array, statistics: Statistics) -> tuple[Array, Statistics]: ...
+    With `heads` the logits are those of each head, [B,1,K], or [B,2,K] of a model with a distillation token.
+    """
+
+    def __call__(self, images: Array, statistics: Statistics, heads: bool = False) -> tuple[Array, Statistics]: ...
 
 
 class Outcome(NamedTuple):

@@ -3,7 +3,7 @@
 import optax
 
 from robust_vit.attacks.losses import cross_entropy
-from robust_vit.errors import check
+from robust_vit.objectives.passes import check_smoothing
 from robust_vit.typing import NOTHING, Objective, Outcome
 
 
@@ -13,7 +13,7 @@ def standard(label_smoothing: float = 0.0) -> Objective:
     Args:
       label_smoothing: mass in [0, 1) moved from the label to the uniform distribution (Szegedy et al. 2016).
     """
-    check("objective.label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "in [0, 1)")
+    check_smoothing(label_smoothing)
 
     def objective(
         forward, statistics, adversary, attack, keys, images, targets, strength=1.0, aside=NOTHING

@@ -1,11 +1,10 @@
 """TRADES: clean cross-entropy plus the divergence between the clean and the adversarial prediction."""
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from robust_vit.attacks.losses import cross_entropy, in_float32
-from robust_vit.errors import check
+from robust_vit.objectives.passes import check_smoothing, check_weight, prediction, two_passes, updates
 from robust_vit.typing import NOTHING, Array, Objective, Outcome
 
 
@@ -19,7 +18,8 @@ def trades(beta: float = 6.0, label_smoothing: float = 0.0, statistics: str = "b
     """Minimises CE(f(x), y) + beta * KL(f(x) || f(x')), with x' = argmax over the ball of KL(f(x) || f(x')).
 
     The attack gets the clean prediction as its targets: cross-entropy to a fixed distribution and the KL divergence
-    from it have the same input gradient. That gradient vanishes at x itself, so the attack needs a random start.
+    from it have the same input gradient. That gradient vanishes at x itself, so the attack needs a random start; which
+    one belongs to the attack: uniform in the ball, or, as in the code of the paper, x + 0.001 N(0,1) (options of pgd).
 
     Args:
       beta: weight of the divergence (1 / lambda in the paper), >= 0.
@@ -29,19 +29,15 @@ def trades(beta: float = 6.0, label_smoothing: float = 0.0, statistics: str = "b
     Reference: Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, ICML 2019,
     arXiv 1901.08573; github.com/yaodongyu/TRADES.
     """
-    check("objective.beta", beta, beta >= 0, ">= 0")
-    check("objective.label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "in [0, 1)")
-    choices = ("clean", "adversarial", "both")
-    check("objective.statistics", statistics, statistics in choices, f"one of {choices}")
+    check_weight("beta", beta)
+    check_smoothing(label_smoothing)
+    moves = updates(statistics)
 
     def objective(forward, stats, adversary, attack, keys, images, targets, strength=1.0, aside=NOTHING) -> Outcome:
-        prediction = jax.lax.stop_gradient(jax.nn.softmax(adversary(images).astype(jnp.float32)))
-        attacked = attack(keys, adversary, images, prediction, strength)
-        clean_logits, after_clean = forward(images, stats)
-        adversarial_logits, after = forward(attacked, stats if statistics == "adversarial" else after_clean)
+        attacked = attack(keys, adversary, images, prediction(adversary, images), strength)
+        clean_logits, adversarial_logits, stats = two_passes(forward, stats, images, attacked, moves)
         divergence = kl_divergence(clean_logits, adversarial_logits)
         loss = cross_entropy(clean_logits, optax.smooth_labels(targets, label_smoothing)) + beta * divergence
-        after = after_clean if statistics == "clean" else after
-        return Outcome(loss, after, clean_logits, adversarial_logits, attacked)
+        return Outcome(loss, stats, clean_logits, adversarial_logits, attacked)
 
     return objective

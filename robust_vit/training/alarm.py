@@ -18,7 +18,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from robust_vit import attacks, models, parallel, provenance
+from robust_vit import attacks, models, objectives, parallel, provenance
 from robust_vit.config import ConfigDict
 from robust_vit.evaluation.measure import Measurer
 from robust_vit.pixels import as_float
@@ -30,7 +30,6 @@ from robust_vit.typing import Attack, Variables
 FILE = "alarm.json"
 ASIDE = "overfitted"  # where checkpoints go that a roll-back leaves behind
 ACTIONS = ("report", "stop", "rollback")
-WITHOUT_ATTACK = ("standard",)  # objectives that there is nothing to hold against
 
 
 def strong(config: ConfigDict) -> Attack:
@@ -49,7 +48,7 @@ class Alarm:
     def __init__(self, experiment: Experiment):
         e, self.section = experiment, experiment.config.alarm
         self.experiment = experiment
-        self.on = self.section.examples > 0 and e.config.objective.name not in WITHOUT_ATTACK
+        self.on = self.section.examples > 0 and e.config.objective.name not in objectives.WITHOUT_ATTACK
         self.weak = [Measurer(stage.attack, e.mesh, e.config.seed) for stage in e.stages if self.on]
         self.strong = Measurer(strong(e.config), e.mesh, e.config.seed)
 

@@ -34,6 +34,7 @@ UNTRAINABLE = {
     "fgsm": {"targeted", "stochastic"},
     "apgd": {"eot", "stochastic"},
 }
+OF_THREAT = ("norm", "epsilon")  # what an objective that takes it is handed of the section "attack"
 IMPLIED = {"fgsm": {"steps": 1}}  # what may be said although it is not taken
 
 
@@ -130,18 +131,23 @@ def attack_at(section: ConfigDict, module: Any) -> Callable[[Array], Attack] | N
     return None
 
 
-def objective(section: ConfigDict) -> Objective:
-    """Makes the objective that a section describes.
+def objective(section: ConfigDict, threat: ConfigDict) -> Objective:
+    """Makes the objective that a section describes; some know the ball too, that of the section `threat`, "attack".
 
     Raises:
       ValueError: one line that names the field.
     """
     factory = lookup("objective.name", section.name, objectives.every())
     takes, options = parameters(factory), config_lib.plain(section.options)
+    ball = {name: threat[name] for name in OF_THREAT if name in takes}
     rest = [field for field in section if field != "options"]
     unchanged("objective", section, rest, config_lib.base().objective, {"name", "teacher", *takes}, section.name)
-    _known_options("objective", section, options, [one for one in takes if one not in section])
-    return factory(**config_lib.keywords(section, factory), **options)  # whose errors name the section
+    _known_options("objective", section, options, [one for one in takes if one not in section and one not in ball])
+    try:
+        return factory(**config_lib.keywords(section, factory), **options, **ball)
+    except ValueError as error:  # which names the section, and a field that may be an option
+        field, _, rest = str(error).removeprefix("objective.").partition(" ")
+        raise ValueError(f"objective.options.{field} {rest}" if field in options else str(error)) from None
 
 
 def model(name: str, keywords: Mapping[str, Any]) -> Any:

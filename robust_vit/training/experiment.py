@@ -132,7 +132,7 @@ def build_step(
     """
     return step.make(
         encoding.trained(module, config.objective.name),
-        chosen.objective(config.objective),
+        chosen.objective(config.objective, config.attack),
         attack,
         tx,
         num_classes=dataset.num_classes,

@@ -27,6 +27,7 @@ from robust_vit.training.experiment import Experiment, build, evaluation_batches
 from robust_vit.training.interruption import Interruption
 from robust_vit.training.metrics import Meter
 from robust_vit.training.progress import Progress
+from robust_vit.typing import LogitsFn
 
 
 def run(config: ConfigDict, workdir: str | pathlib.Path, live: bool | None = None) -> dict[str, Any] | None:
@@ -43,6 +44,7 @@ def run(config: ConfigDict, workdir: str | pathlib.Path, live: bool | None = Non
     workdir = pathlib.Path(workdir)
     checkpoint.check_path(workdir)
     experiment = build(config, resumed := checkpoint.any_saved(workdir))
+    teacher = frozen.of(experiment)  # before the folder is claimed for a run that cannot begin
     trackers.check(config.training.trackers)
     with contextlib.ExitStack() as stack:
         if parallel.is_main():  # the other hosts are guests of this one
@@ -50,13 +52,19 @@ def run(config: ConfigDict, workdir: str | pathlib.Path, live: bool | None = Non
         begin = None if resumed else initial.load(config.initial, experiment.module)
         claim(workdir, config, experiment.dataset)
         initial.claim(workdir, begin)
-        finished = alarm.ended(workdir) or _train(experiment, workdir, live, begin)
+        finished = alarm.ended(workdir) or _train(experiment, workdir, live, begin, teacher)
         return finish.finish(experiment, workdir) if finished else None
 
 
-def _train(experiment: Experiment, workdir: pathlib.Path, live: bool | None, begin: initial.Initial | None) -> bool:
+def _train(
+    experiment: Experiment,
+    workdir: pathlib.Path,
+    live: bool | None,
+    begin: initial.Initial | None,
+    teacher: LogitsFn | None,
+) -> bool:
     """Trains; returns False if a signal stopped it."""
-    trainer = Trainer(experiment, workdir, live, begin)
+    trainer = Trainer(experiment, workdir, live, begin, teacher)
     try:
         return trainer.train()
     finally:
@@ -132,6 +140,7 @@ class Trainer:
       workdir: the run folder.
       live: see `run`.
       begin: weights to begin from, where nothing was saved yet; None for chance.
+      teacher: the frozen classifier that the objective learns from, None for most.
     """
 
     def __init__(
@@ -140,6 +149,7 @@ class Trainer:
         workdir: pathlib.Path,
         live: bool | None = None,
         begin: initial.Initial | None = None,
+        teacher: LogitsFn | None = None,
     ):
         self.experiment, self.config, self.workdir = experiment, experiment.config, workdir
         e, c = experiment, experiment.config
@@ -159,7 +169,7 @@ class Trainer:
             repeats=c.data.repeats,
         )
         self.checkpoints = Checkpoints(workdir, keep=c.training.keep_checkpoints, select=selection(c))
-        self.teacher = self._teacher()
+        self.teacher = None if teacher is None else parallel.replicate(e.mesh, teacher)
         self.state = self._restore(begin)
         self.step = int(self.state.step)
         self.progress = Progress(workdir, e.total_steps, self.step, live, trackers=c.training.trackers, config=c)
@@ -173,10 +183,6 @@ class Trainer:
         self.validators = _validators(experiment)
         self.alarm = Alarm(experiment)
         self.ended = False  # by the alarm
-
-    def _teacher(self) -> Any:
-        path = self.config.objective.teacher
-        return parallel.replicate(self.experiment.mesh, frozen.load(path, self.experiment)) if path else None
 
     def _restore(self, begin: initial.Initial | None) -> state.TrainState:
         e = self.experiment
@@ -262,14 +268,12 @@ class Trainer:
             if math.isfinite(metrics["loss"]):
                 what = f"the update (loss {metrics['loss']:.4g}, gradient norm {metrics['gradient_norm']:.4g})"
             raise NonFiniteError(f"step {number}: {what} is not finite; {self.checkpoints.last_good()}")
+        attacked = metrics.pop("attacked")
         meter.add(metrics)
         if number % self.config.training.log_every_steps == 0 or number == self.experiment.total_steps:
             epoch = number / self.experiment.steps_per_epoch
-            figures = meter.read() | {"epsilon": strength * self.config.attack.epsilon, "learning_rate": rate}
-            if self.config.objective.name == "standard":  # it calls no attack
-                figures = {name: value for name, value in figures.items() if name not in ("robust_accuracy", "epsilon")}
-            if self.config.objective.name == "adversarial":
-                figures.pop("clean_accuracy", None)
+            figures = meter.read() | ({"epsilon": strength * self.config.attack.epsilon} if attacked else {})
+            figures |= {"learning_rate": rate}
             self.progress.write("train", number, epoch, **figures)
 
     def _validate(self) -> dict[str, float]:

@@ -27,8 +27,9 @@ class Meter:
     def read(self) -> dict[str, float]:
         """Returns the means and starts anew."""
         means = {name: float(np.mean([row[name] for row in self.rows])) for name in self.rows[0]}
-        means["clean_accuracy"] = means.pop("clean_correct")
-        means["robust_accuracy"] = means.pop("robust_correct")
+        for name in ("clean", "robust"):  # of what the objective looked at
+            if f"{name}_correct" in means:
+                means[f"{name}_accuracy"] = means.pop(f"{name}_correct")
         seconds = (time.perf_counter() - self.clock) / len(self.rows)
         means |= {"step_seconds": seconds, "images_per_second": self.batch_size / max(seconds, 1e-9)}
         if self.compile_seconds is not None:

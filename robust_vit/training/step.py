@@ -7,7 +7,7 @@ sharded batch XLA inserts one all-reduce, of the gradients and the metrics toget
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,20 +27,44 @@ Step = Callable[..., tuple[TrainState, dict[str, Array]]]  # see `make`
 def training_forward(module: Any, params: Any, key: Array) -> Forward:
     """Makes the pass that weights get gradients through; every call draws its own dropout and drop-path noise."""
     calls = itertools.count()
+    whole = module.module if isinstance(module, stages.Resized) else module
+    several = getattr(whole, "distilled", False)  # a model of two heads, which shows them when asked
 
-    def forward(images: Array, statistics: Any) -> tuple[Array, Any]:
-        noise = {"dropout": jax.random.fold_in(key, next(calls))}
-        if not statistics:
-            return module.apply({"params": params}, images, train=True, rngs=noise), statistics
-        variables = {"params": params, "batch_stats": statistics}
-        logits, updated = module.apply(variables, images, train=True, rngs=noise, mutable=["batch_stats"])
-        return logits, updated["batch_stats"]
+    def forward(images: Array, statistics: Any, heads: bool = False) -> tuple[Array, Any]:
+        keywords = {"train": True, "rngs": {"dropout": jax.random.fold_in(key, next(calls))}}
+        keywords |= {"heads": True} if heads and several else {}
+        if statistics:
+            variables = {"params": params, "batch_stats": statistics}
+            logits, updated = module.apply(variables, images, mutable=["batch_stats"], **keywords)
+            statistics = updated["batch_stats"]
+        else:
+            logits = module.apply({"params": params}, images, **keywords)
+        return logits[:, None] if heads and not several else logits, statistics
 
     return forward
 
 
-def _correct(logits: Array | None, labels: Array) -> Array:
-    return jnp.zeros(()) if logits is None else jnp.sum((jnp.argmax(logits, -1) == labels).astype(jnp.float32))
+class Pass(NamedTuple):
+    """What a batch leaves beside its gradient."""
+
+    statistics: Any
+    memory: Any
+    sums: dict[str, Array]
+    attacked: Array | None  # [B,H,W,C], None where the objective calls no attack
+
+
+def _sums(outcome: Outcome, labels: Array) -> dict[str, Array]:
+    """What the batch's metrics are made of; of logits that the objective did not look at there is none."""
+    sums = {"loss": jnp.sum(outcome.loss)}
+    for name, logits in (("clean_correct", outcome.clean_logits), ("robust_correct", outcome.adversarial_logits)):
+        if logits is not None:
+            sums[name] = jnp.sum((jnp.argmax(logits, -1) == labels).astype(jnp.float32))
+    return sums
+
+
+def _known(attacked: Array, *_: Any) -> Array:
+    """An attack whose result is known."""
+    return attacked
 
 
 def _loss(
@@ -49,45 +73,41 @@ def _loss(
     module: Any,
     objective: Objective,
     view: Callable[..., LogitsFn],
-    own: Attack,
+    attack: Attack,
     strength: Array,
     stats: Any,
     aside: Aside,
     batch: dict,
-    attack: Attack | None = None,  # in place of its own
 ):
     forward = training_forward(module, params, batch["noise"])
     adversary = view(module, params, stats)
+    if "attacked" in batch:  # by the same attack, at other weights
+        attack = functools.partial(_known, batch["attacked"])
     given = (batch["keys"], batch["image"], batch["targets"], strength, aside)
-    outcome: Outcome = objective(forward, stats, adversary, attack or own, *given)
-    sums = {
-        "loss": jnp.sum(outcome.loss),
-        "clean_correct": _correct(outcome.clean_logits, batch["label"]),
-        "robust_correct": _correct(outcome.adversarial_logits, batch["label"]),
-    }
+    outcome: Outcome = objective(forward, stats, adversary, attack, *given)
     attacked = None if outcome.attacked is None else jax.lax.stop_gradient(outcome.attacked)
-    return jnp.mean(outcome.loss), (outcome.statistics, sums, outcome.memory, attacked)
+    return jnp.mean(outcome.loss), Pass(outcome.statistics, outcome.memory, _sums(outcome, batch["label"]), attacked)
 
 
-def _gradients(gradient: Callable[..., Any], params: Any, stats: Any, aside: Aside, batch: dict, parts: int):
-    """Gradient of the mean loss, statistics, memory, metric sums, the batch taken in `parts` one after the other."""
+def _gradients(gradient: Callable[..., Any], parts: int, params: Any, *, stats: Any, aside: Aside, batch: dict):
+    """The gradient of the batch's mean loss and its `Pass`, the batch taken in `parts` one after the other."""
     if parts == 1:
-        grads, (stats, sums, memory, _) = gradient(params, stats=stats, aside=aside, batch=batch)
-        return grads, stats, memory, sums
-    noise = jax.random.split(batch["noise"], parts)
-    # [B] -> [B / parts, parts] -> [parts, B / parts]: every part keeps its examples on the devices that hold them
+        return gradient(params, stats=stats, aside=aside, batch=batch)
     examples = {name: value for name, value in batch.items() if name != "noise"}
+    # [B] -> [B / parts, parts] -> [parts, B / parts]: every part keeps its examples on the devices that hold them
     examples = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1), examples)
 
     def accumulate(carry: Any, part: dict):
-        stats, memory, total, sums = carry
-        grads, (stats, more, memory, _) = gradient(params, stats=stats, aside=aside._replace(memory=memory), batch=part)
-        return (stats, memory, jax.tree.map(jnp.add, total, grads), jax.tree.map(jnp.add, sums, more)), None
+        stats, memory, total = carry
+        grads, left = gradient(params, stats=stats, aside=aside._replace(memory=memory), batch=part)
+        return (left.statistics, left.memory, jax.tree.map(jnp.add, total, grads)), (left.sums, left.attacked)
 
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    start = (stats, aside.memory, zeros, dict.fromkeys(("loss", "clean_correct", "robust_correct"), jnp.zeros(())))
-    (stats, memory, grads, sums), _ = jax.lax.scan(accumulate, start, examples | {"noise": noise})
-    return jax.tree.map(lambda g: g / parts, grads), stats, memory, sums
+    start = (stats, aside.memory, jax.tree.map(jnp.zeros_like, params))
+    noise = jax.random.split(batch["noise"], parts)
+    (stats, memory, grads), (sums, attacked) = jax.lax.scan(accumulate, start, examples | {"noise": noise})
+    sums = jax.tree.map(lambda x: jnp.sum(x, 0), sums)
+    attacked = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), attacked)
+    return jax.tree.map(lambda g: g / parts, grads), Pass(stats, memory, sums, attacked)
 
 
 def _all_finite(tree: Any) -> Array:
@@ -141,7 +161,8 @@ def make(
 
     Returns:
       step(state, batch, learning_rate, strength, teacher=None) -> (state, metrics). A step whose loss, gradient or
-      new state is not finite leaves the state as it was and says so in metrics["finite"].
+      new state is not finite leaves the state as it was and says so in metrics["finite"]; metrics["attacked"] says
+      whether the objective called the attack.
     """
 
     def prepare(state: TrainState, batch: dict[str, Array]) -> dict[str, Array]:
@@ -169,23 +190,23 @@ def make(
         batch, aside = prepare(state, batch), Aside(teacher, state.memory, epoch)
         own = attack if attack_at is None else attack_at(epoch)
         view = functools.partial(adversary_view, batch_norm=batch_norm, branch_keep=ramp(epoch, ard_epochs))
-        loss = functools.partial(_loss, module=module, objective=objective, own=own, strength=strength, view=view)
+        loss = functools.partial(_loss, module=module, objective=objective, attack=own, strength=strength, view=view)
         gradient = groups.held(jax.grad(loss, has_aux=True), freeze)
+        gradients = functools.partial(_gradients, gradient, accumulation)
         if awp_gamma:
-            gradient = perturbed(gradient, jnp.where(epoch >= awp_from_epoch, awp_gamma, 0.0))
-        given = (state.params, state.batch_stats, aside, batch)
-        grads, stats, memory, sums = _gradients(gradient, *given, accumulation)
-        stats = groups.without_frozen(stats, state.batch_stats, freeze)
+            gradients = perturbed(gradients, jnp.where(epoch >= awp_from_epoch, awp_gamma, 0.0))
+        grads, left = gradients(state.params, stats=state.batch_stats, aside=aside, batch=batch)
+        left = left._replace(statistics=groups.without_frozen(left.statistics, state.batch_stats, freeze))
         norm = optax.tree.norm(grads)
         updates, optimizer = tx.update(grads, state.optimizer, state.params)
         params = jax.tree.map(lambda w, u: w - learning_rate * u, state.params, updates)
         average = state.average
         if ema_decay:
-            average = averaged(average, {"params": params, "batch_stats": stats}, ema_decay, state.step)
-        new = TrainState(state.step + 1, params, stats, optimizer, average, memory)
-        finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"]) & _all_finite(new)
+            average = averaged(average, {"params": params, "batch_stats": left.statistics}, ema_decay, state.step)
+        new = TrainState(state.step + 1, params, left.statistics, optimizer, average, left.memory)
+        finite = jnp.isfinite(norm) & jnp.isfinite(left.sums["loss"]) & _all_finite(new)
         new = jax.tree.map(lambda fresh, old: jnp.where(finite, fresh, old), new, state)
-        metrics = {name: value / count for name, value in sums.items()}
-        return new, metrics | {"gradient_norm": norm, "finite": finite}
+        metrics = {name: value / count for name, value in left.sums.items()}
+        return new, metrics | {"gradient_norm": norm, "finite": finite, "attacked": left.attacked is not None}
 
     return step

@@ -288,11 +288,12 @@ def validate(config: ConfigDict, devices: int = 1) -> None:
     _extra(config)
     _joined(config)
     encoding.validate(config)
-    _attack_options(config.attack)
+    _options("attack", config.attack, attacks.options(config.attack.name))
+    _options("objective", config.objective, objectives.options(config.objective.name))
     chosen.attack(config.attack)
     _draws(config)
     _start(config)
-    chosen.objective(config.objective)
+    chosen.objective(config.objective, config.attack)
     chosen.optimizer_keywords(config.optimizer)
     chosen.augmentation(config.augmentation)
     batches(config, devices)
@@ -337,14 +338,13 @@ def _extra(config: ConfigDict) -> None:
     pipeline.lay_out(size, section["ratio"], config.data.repeats)
 
 
-def _attack_options(section: ConfigDict) -> None:
-    """The options of the attack, by the kind of each one's default; their ranges are the attack's to check."""
+def _options(prefix: str, section: ConfigDict, defaults: dict[str, Any]) -> None:
+    """The options of the attack or the objective, by the kind of each one's default; their ranges are its to check."""
     kinds = {bool: truth, int: whole(1), float: finite, str: word}
-    defaults = attacks.options(section.name)
     for option, value in config_lib.plain(section.options).items():
         rule = kinds.get(type(defaults.get(option)))  # `chosen` names those that it does not take
         if rule is not None:
-            rule(f"attack.options.{option}", value)
+            rule(f"{prefix}.options.{option}", value)
 
 
 def _like(default: Any) -> Rule:
@@ -461,7 +461,7 @@ def _start(config: ConfigDict) -> None:
     keywords = chosen.attack_keywords(config.attack)
     still = keywords.get("random_start") is False and not keywords.get("noise")
     objective = config.objective.name
-    fits = objective not in {"trades", *encoders.STILL} or not still
+    fits = objective not in objectives.AWAY_FROM_PREDICTION | encoders.STILL or not still
     check("attack.random_start", False, fits, f"True for {objective}: its gradient is 0 at the image itself")
 
 

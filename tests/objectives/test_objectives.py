@@ -117,8 +117,8 @@ def test_trades_gradient_flows_through_both_sides(problem, key):
     np.testing.assert_allclose(jax.grad(loss)(weights), jax.grad(written_out)(weights), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", objectives.names())
-def test_contract_of_every_objective(problem, key, name):
+@pytest.mark.parametrize("name", ["standard", "gradient_norm", "adversarial", "mixed", "trades"])
+def test_what_is_clean_training_at_strength_0(problem, key, name):
     weights, images, labels = problem
     attack = attacks.pgd(norm="linf", epsilon=0.1, step_size=0.05, steps=2)
     objective = objectives.build(name)
@@ -130,7 +130,7 @@ def test_contract_of_every_objective(problem, key, name):
     assert full.shape == (5,) and full.dtype == jnp.float32 and jnp.isfinite(full).all()
     np.testing.assert_allclose(jax.jit(run)(weights, 1.0), full, rtol=1e-5)
     clean = cross_entropy(linear(weights, images), labels)
-    np.testing.assert_allclose(run(weights, 0.0), clean, rtol=1e-5)  # at strength 0 all are clean training
+    np.testing.assert_allclose(run(weights, 0.0), clean, rtol=1e-5)
     assert jnp.abs(jax.grad(lambda w: run(w, 1.0).mean())(weights)).max() > 0
 
 

@@ -121,6 +121,29 @@ def test_accumulation_equals_the_whole_batch():
     assert metrics["robust_correct"] == more["robust_correct"]
 
 
+@pytest.mark.parametrize(
+    ("name", "looked_at"), [("standard", {"clean"}), ("adversarial", {"robust"}), ("trades", {"clean", "robust"})]
+)
+def test_metrics_are_of_what_the_objective_looked_at(name, looked_at):
+    made, start = build(Normalised(), objective=name, accumulation=2)
+    metrics = {}
+    jax.eval_shape(lambda *given: metrics.update(made(*given)[1]), start, batch(), jnp.float32(0.1), jnp.float32(1.0))
+    assert {key.removesuffix("_correct") for key in metrics if key.endswith("_correct")} == looked_at
+    assert metrics["attacked"] is (name != "standard")
+
+
+def test_a_model_shows_its_heads_to_the_objective_that_asks():
+    images = jnp.asarray(batch()["image"] / 255.0, jnp.float32)
+    single = module().init(jax.random.key(0), images)["params"]
+    z, _ = step.training_forward(module(), single, jax.random.key(1))(images, {}, heads=True)
+    assert z.shape == (SIZE, 1, CLASSES)
+    pair = module().clone(pooling="token", distilled=True)
+    forward = step.training_forward(pair, pair.init(jax.random.key(0), images)["params"], jax.random.key(1))
+    both, mean = forward(images, {}, heads=True)[0], forward(images, {})[0]
+    assert both.shape == (SIZE, 2, CLASSES) and not np.allclose(both[:, 0], both[:, 1])
+    np.testing.assert_allclose(both.mean(1), mean, atol=1e-6)
+
+
 def test_a_step_that_is_not_finite_leaves_the_state_and_says_so():
     made, start = build(ema_decay=0.9)
     bad = batch() | {"image": np.full((SIZE, *SHAPE), np.nan, np.float32)}

@@ -100,7 +100,7 @@ class PatchEmbed(nn.Module):
 
 
 class ViT(nn.Module):
-    """Images [B,H,W,C] in [0,1] -> logits [B,K] (float32 or wider).
+    """Images [B,H,W,C] in [0,1] -> logits [B,K] (float32 or wider); with `heads` those of each head, [B,heads,K].
 
     Fields:
       num_classes, image_size (int or (H, W)), channels, patch_size: pixels.
@@ -176,8 +176,9 @@ class ViT(nn.Module):
         check("distilled", self.distilled, token or not self.distilled, "False unless pooling = 'token'")
 
     @nn.compact
-    def __call__(self, images: Array, train: bool = False) -> Array:
-        return self._classify(self._transform(self._embed(images), train))
+    def __call__(self, images: Array, train: bool = False, heads: bool = False) -> Array:
+        x = self._transform(self._embed(images), train)
+        return jnp.stack(self._heads(x), 1) if heads else self._classify(x)
 
     def _embed(self, images: Array) -> Array:
         """Images [B,H,W,C] -> tokens [B,prefix+N,D] with their positions."""
@@ -231,19 +232,24 @@ class ViT(nn.Module):
         return x
 
     def _classify(self, x: Array) -> Array:
-        """[B,prefix+N,D] -> logits [B,K]. The norm is per token, so only the tokens that are read are normalised."""
+        """[B,prefix+N,D] -> logits [B,K], the mean of the heads."""
+        logits = self._heads(x)
+        return (logits[0] + logits[1]) / 2 if self.distilled else logits[0]
+
+    def _heads(self, x: Array) -> list[Array]:
+        """[B,prefix+N,D] -> logits [B,K] of each head. The norm is per token: only those that are read are normed."""
         policy = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         dense = policy | dict(kernel_init=initializers.INITS[self.initializer])
         if self.pooling == "mean":
             x = x[:, self.prefix :].astype(layers.wide(self.dtype)).mean(1).astype(self.dtype)
             features = layers.LayerNorm(self.norm_epsilon, name="fc_norm", **policy)(x)
             captures.record(self, "features", features)
-            return layers.Head(self.num_classes, name="head", **dense)(features)
+            return [layers.Head(self.num_classes, name="head", **dense)(features)]
         x = layers.LayerNorm(self.norm_epsilon, name="norm", **policy)(x[:, : self.prefix])
         captures.record(self, "features", x[:, 0])
-        logits = layers.Head(self.num_classes, name="head", **dense)(x[:, 0])
+        logits = [layers.Head(self.num_classes, name="head", **dense)(x[:, 0])]
         if self.distilled:
-            logits = (logits + layers.Head(self.num_classes, name="head_dist", **dense)(x[:, 1])) / 2
+            logits.append(layers.Head(self.num_classes, name="head_dist", **dense)(x[:, 1]))
         return logits
 
 
