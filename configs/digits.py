@@ -14,13 +14,13 @@ from robust_vit import config as config_lib
 from robust_vit import objectives
 
 
-def get_config(recipe: str = "adversarial"):
+def get_config(recipe: str = "best"):
     config = unaugmented("adversarial" if recipe == "best" else recipe)
     if recipe == "best":
         config.data.batch_size = 64
         config.data.train_transforms = ("random_affine(degrees=10, translate=0.4, scale=(0.9, 1.1))",)
         config.attack.steps = 2
-        config.attack.step_size = 0.075
+        config.attack.step_size = 0.75 * config.attack.get_ref("epsilon")
         config.attack.warmup_epochs = 30.0
         config.optimizer.ema_decay = 0.99
         config.training.epochs = 100.0

@@ -8,7 +8,7 @@ from robust_vit.training import experiment, validate
 
 
 def broken(**changes):
-    config = config_lib.load_file("configs/digits.py")
+    config = config_lib.load_file("configs/digits.py:adversarial")
     for name, value in changes.items():
         section, field = name.split("__")
         config[section][field] = value

@@ -130,7 +130,7 @@ def test_what_is_no_number_is_named(text):
 
 def earlier(**changes):
     """config.json as the version before `attack.options` wrote it."""
-    stored = json.loads(config_lib.to_json(config_lib.load_file("digits")))
+    stored = json.loads(config_lib.to_json(config_lib.load_file("digits:adversarial")))
     del stored["attack"]["options"], stored["validation"]["step_size"], stored["training"]["trackers"]
     stored["attack"]["keep"] = "last"
     stored["model"] |= {"num_classes": 10, "image_size": [8, 8]} | changes
@@ -150,12 +150,12 @@ def test_the_run_of_an_earlier_version_is_read_with_what_it_did():
 def test_an_earlier_run_is_the_same_but_for_how_it_validated():
     from robust_vit.training import experiment
 
-    there, here = config_lib.from_json(json.dumps(earlier())), config_lib.load_file("digits")
+    there, here = config_lib.from_json(json.dumps(earlier())), config_lib.load_file("digits:adversarial")
     dataset = experiment.build_data(here)
     experiment.resolve(here, dataset)
     now = config_lib.from_json(config_lib.to_json(here))
     assert config_lib.differences(there, now) == ["validation.step_size = 0.025 there, 0.0125 here"]
-    here = config_lib.load_file("digits")
+    here = config_lib.load_file("digits:adversarial")
     here.validation.step_size = 0.025
     experiment.resolve(here, dataset)
     assert config_lib.differences(there, config_lib.from_json(config_lib.to_json(here))) == []

@@ -33,7 +33,9 @@ def test_what_is_typed_arrives(arguments, name, value):
 
 
 def test_the_step_size_follows_an_overridden_epsilon():
-    assert parsed("--config.attack.epsilon=16/255").attack.step_size == pytest.approx(4 / 255)
+    typed = "--config.attack.epsilon=16/255"
+    assert parsed("--config=digits:adversarial", typed).attack.step_size == pytest.approx(4 / 255)
+    assert parsed("--config=digits:best", typed).attack.step_size == pytest.approx(12 / 255)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ SIGNALS = {"SIGTERM": signal.SIGTERM, "Ctrl-C": signal.SIGINT}
 
 
 def start(workdir):
-    command = [sys.executable, "-m", "robust_vit.main", "--config=configs/digits.py", f"--workdir={workdir}"]
+    experiment = "--config=configs/digits.py:adversarial"
+    command = [sys.executable, "-m", "robust_vit.main", experiment, f"--workdir={workdir}"]
     overrides = flags(training__epochs=1.2, evaluation__suite="", optimizer__ema_decay=0.9)
     return subprocess.Popen(
         [*command, *overrides], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -16,8 +16,8 @@ FREE = (*MODEL, "data.options.path", "attack.options.queries")
 
 
 def digits(**changes):
-    """configs/digits.py with fields set whatever their types; double underscores are dots."""
-    config = config_lib.load_file("digits")
+    """configs/digits.py:adversarial with fields set whatever their types; double underscores are dots."""
+    config = config_lib.load_file("digits:adversarial")
     for name, value in changes.items():
         put(config, name.replace("__", "."), value)
     return config

@@ -30,8 +30,8 @@ OVERRIDES = {
 
 
 def config(**overrides):
-    """configs/digits.py made tiny; overrides use double underscores for dots: attack__steps=2."""
-    made = config_lib.load_file("configs/digits.py")
+    """configs/digits.py:adversarial made tiny; overrides use double underscores for dots: attack__steps=2."""
+    made = config_lib.load_file("configs/digits.py:adversarial")
     for name, value in (OVERRIDES | {k.replace("__", "."): v for k, v in overrides.items()}).items():
         section, field = name.split(".")
         made[section][field] = value
