@@ -100,7 +100,7 @@ def test_two_steps_from_the_image_are_singhs(problem):
 
 def test_without_a_random_start_keys_do_not_matter(problem):
     keys, logits_fn, images, labels = problem()
-    attack = jax.jit(attacks.apgd(epsilon=0.1, norm="l1", **SINGH))
+    attack = jax.jit(attacks.apgd(epsilon=0.1, **SINGH))
     others = jax.random.split(jax.random.key(99), 4)
     np.testing.assert_array_equal(*(attack(k, logits_fn, images, labels) for k in (keys, others)))
 
@@ -117,6 +117,7 @@ def test_soft_targets_steer(problem):
     assert jnp.all(distance <= 0.1 + 1e-6)
 
 
+@pytest.mark.slow
 def test_l1_training_starts_with_the_papers_sparsity(problem):
     keys, logits_fn, images, labels = problem()
     attack = attacks.apgd(epsilon=1.0, norm="l1", steps=1, random_start=False, keep="loss", first_fraction=0.05)
