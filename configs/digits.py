@@ -1,13 +1,13 @@
 """Adversarial training of a small ViT on the handwritten digits that ship with scikit-learn (1,797 real 8x8 images).
 
-    python -m robust_vit.main --config=configs/digits.py:best --workdir=runs/best          # the best recipe found
-    python -m robust_vit.main --config=configs/digits.py --workdir=runs/digits             # Madry: PGD-7, 40 epochs
-    python -m robust_vit.main --config=configs/digits.py:standard --workdir=runs/plain     # the same model, no attack
+    python -m robust_vit.main --config=configs/digits.py --workdir=runs/digits               # the best recipe found
+    python -m robust_vit.main --config=configs/digits.py:adversarial --workdir=runs/madry    # Madry: PGD-7, 40 epochs
+    python -m robust_vit.main --config=configs/digits.py:standard --workdir=runs/plain       # the same model, no attack
     python -m robust_vit.main --config=configs/digits.py:hat --config.objective.teacher=runs/plain --workdir=runs/hat
 
 After the colon stands any objective of `robust_vit.objectives`, on images as they are. The best recipe spends the same
 forward passes otherwise: PGD-2 on images turned, shifted and zoomed by fractions of a pixel, for 100 epochs, and an
-average of the weights. Cost and figures: README.md.
+average of the weights. Figures and costs: docs/recipes.md.
 """
 
 from robust_vit import config as config_lib
