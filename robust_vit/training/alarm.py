@@ -18,10 +18,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from robust_vit import attacks, models, objectives, parallel, provenance
+from robust_vit import attacks, models, parallel, provenance
 from robust_vit.config import ConfigDict
 from robust_vit.evaluation.measure import Measurer
 from robust_vit.pixels import as_float
+from robust_vit.training import chosen
 from robust_vit.training.checkpoint import Checkpoints
 from robust_vit.training.experiment import Experiment, evaluation_batches
 from robust_vit.training.stages import Stage, resize
@@ -29,7 +30,6 @@ from robust_vit.typing import Attack, Variables
 
 FILE = "alarm.json"
 ASIDE = "overfitted"  # where checkpoints go that a roll-back leaves behind
-ACTIONS = ("report", "stop", "rollback")
 
 
 def strong(config: ConfigDict) -> Attack:
@@ -48,7 +48,7 @@ class Alarm:
     def __init__(self, experiment: Experiment):
         e, self.section = experiment, experiment.config.alarm
         self.experiment = experiment
-        self.on = self.section.examples > 0 and e.config.objective.name not in objectives.WITHOUT_ATTACK
+        self.on = self.section.examples > 0 and e.config.objective.name not in chosen.UNWATCHED
         self.weak = [Measurer(stage.attack, e.mesh, e.config.seed) for stage in e.stages if self.on]
         self.strong = Measurer(strong(e.config), e.mesh, e.config.seed)
 

@@ -25,6 +25,8 @@ from robust_vit.typing import Array, Attack, Objective
 # Fields of the section "attack" that are no keywords of an attack, but say how training uses it.
 OF_TRAINING = ("name", "options", "batch_norm", "ard_epochs", "prm_epochs")
 OF_TRAINING += ("schedule", "warmup_epochs", "zero_epochs", "per_epoch")
+# Objectives that the alarm leaves alone: they make no attack, or train no classifier yet.
+UNWATCHED = objectives.WITHOUT_ATTACK | {"mimir"}
 # Fields of the section "optimizer" that all optimisers and schedules take.
 EVERY_OPTIMIZER = ("name", "schedule", "learning_rate", "scale_with_batch", "base_batch", "clip_norm", "accumulation")
 EVERY_OPTIMIZER += ("ema_decay", "layer_decay", "freeze", "per_epoch", "warmup_epochs", "warmup_learning_rate")

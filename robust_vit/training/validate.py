@@ -408,8 +408,8 @@ def _joined(config: ConfigDict) -> None:
 def _alarm(config: ConfigDict) -> None:
     """The rules that join the fields of the alarm with each other and with the objective."""
     section, objective = config.alarm, config.objective.name
-    quiet = section.examples == 0 or objective == "standard"
-    where = "alarm.examples = 0" if section.examples == 0 else f"objective.name = {objective!r}, which calls no attack"
+    quiet = section.examples == 0 or objective in chosen.UNWATCHED
+    where = "alarm.examples = 0" if section.examples == 0 else f"objective.name = {objective!r}: no attack to hold"
     check("alarm.gap", section.gap, not (quiet and section.gap), f"0 with {where}")
     idle = section.action != "report" and not section.gap
     check("alarm.action", section.action, not idle, "'report' with alarm.gap = 0, which never alarms")
