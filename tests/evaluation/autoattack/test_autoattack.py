@@ -172,7 +172,10 @@ def test_early_stopping_changes_no_flag(problem):
     np.testing.assert_array_equal(result.robust, correct & ~np.asarray(state.broken))
 
 
-@pytest.mark.parametrize("classes", [2, 3, 4, 9, 10, 1000])
+SLOWER = [pytest.param(classes, marks=pytest.mark.slow) for classes in (4, 10, 1000)]  # none that the others lack
+
+
+@pytest.mark.parametrize("classes", [2, 3, 9, *SLOWER])
 def test_any_number_of_classes(classes):
     logits_fn, images, labels = make(classes, shape=(4, 4, 1), count=6)
     settings = {"apgd-ce": {"steps": 2}, "apgd-t": {"steps": 2}, "fab-t": {"steps": 2}, "square": {"queries": 4}}
