@@ -28,7 +28,7 @@ def holder(tmp_path_factory):
     assert process.stdout.readline() == "held\n"
     yield folder, process
     process.kill()
-    process.wait()
+    process.communicate()
 
 
 def test_a_live_holder_is_named_and_a_killed_one_replaced_with_a_note(holder, capsys):

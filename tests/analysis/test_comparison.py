@@ -1,6 +1,7 @@
 """Runs side by side: what the table and the picture say, from results that suites wrote."""
 
 import json
+import pathlib
 import re
 
 import jax
@@ -60,7 +61,7 @@ def test_the_table_and_the_picture_say_the_same(runs, tmp_path, capsys):
 def edited(folder, tmp_path, change):
     copy = tmp_path / "copy"
     copy.mkdir()
-    result = json.loads((open(f"{folder}/result.json")).read())
+    result = json.loads(pathlib.Path(folder, "result.json").read_text())
     change(result)
     (copy / "result.json").write_text(json.dumps(result))
     return str(copy)

@@ -64,7 +64,8 @@ def test_curves_show_all_rows_and_mark_the_selected_checkpoint(tmp_path, figures
     assert "accuracy (robust in validation: PGD-20, Linf 0.1)" in texts(accuracy)
     assert "epsilon in training (PGD-7, Linf)" in texts(epsilon)
     assert set(epsilon.lines[0].get_ydata()) == {0.1} and set(rate.lines[0].get_ydata()) == {1e-3}
-    assert Image.open(tmp_path / "curves.png").size[0] >= 1500
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.size[0] >= 1500
     assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png", "metrics.jsonl"]
 
 
@@ -137,7 +138,8 @@ def test_examples_tell_right_from_wrong_and_state_the_scale(tmp_path, figures, c
 def test_examples_without_any_perturbation_can_be_drawn(tmp_path):
     images = np.full((1, 4, 4, 1), 0.5)
     plots.examples(images, images, [0], np.eye(2)[:1], np.eye(2)[:1], ["a", "b"], 0.0, tmp_path / "examples.png")
-    assert Image.open(tmp_path / "examples.png").size[0] > 100
+    with Image.open(tmp_path / "examples.png") as picture:
+        assert picture.size[0] > 100
 
 
 def test_sweep_marks_the_threat_model(tmp_path, figures):

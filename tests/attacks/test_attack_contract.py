@@ -63,6 +63,12 @@ def compiled(name, norm):
     return jax.jit(lambda epsilon, *arguments: build(name, norm, epsilon)(*arguments))
 
 
+@functools.cache
+def jitted(name, norm):
+    """One program for all tests that call an attack alike."""
+    return jax.jit(build(name, norm))
+
+
 @every_attack_and_norm
 @examples(12)
 @given(
@@ -97,13 +103,13 @@ def test_jit_is_eager(name, problem):
     attack = build(name, first_norm(name))
     eager = attack(keys, logits_fn, images, labels)
     keys, *_ = problem()
-    np.testing.assert_allclose(jax.jit(attack)(keys, logits_fn, images, labels), eager, atol=1e-5)
+    np.testing.assert_allclose(jitted(name, first_norm(name))(keys, logits_fn, images, labels), eager, atol=1e-5)
 
 
 @every_attack
 def test_any_order_and_any_split_give_the_same(name, problem):
     """Bit for bit where the compiled shape is the same, to float tolerance where it is not."""
-    attack = jax.jit(build(name, first_norm(name)))
+    attack = jitted(name, first_norm(name))
     keys, logits_fn, images, labels = problem()
     whole = attack(keys, logits_fn, images, labels)
     order = jnp.array([2, 0, 3, 1])
@@ -119,7 +125,7 @@ def test_vmap(name, problem):
     """Mapped over a leading axis of 2, as an ensemble of batches would."""
     attack = build(name, first_norm(name))
     keys, logits_fn, images, labels = problem()
-    whole = jax.jit(attack)(keys, logits_fn, images, labels)
+    whole = jitted(name, first_norm(name))(keys, logits_fn, images, labels)
     keys, *_ = problem()
     mapped = jax.jit(jax.vmap(attack, in_axes=(0, None, 0, 0)))
     found = mapped(keys.reshape(2, 2), logits_fn, *parallel.split((images, labels), 2))
@@ -130,7 +136,7 @@ def test_vmap(name, problem):
 def test_pmap_is_jit(name, problem):
     attack = build(name, first_norm(name))
     keys, logits_fn, images, labels = problem()
-    whole = jax.jit(attack)(keys, logits_fn, images, labels)
+    whole = jitted(name, first_norm(name))(keys, logits_fn, images, labels)
     keys, *_ = problem()
     mapped = parallel.pmap(attack, devices=jax.devices()[:2])
     found = mapped(keys.reshape(2, 2), logits_fn, *parallel.split((images, labels), 2))
@@ -142,7 +148,7 @@ def test_pmap_is_jit(name, problem):
 def test_shard_map_is_jit(name, norm, problem):
     attack = build(name, norm)
     keys, logits_fn, images, labels = problem()
-    whole = jax.jit(attack)(keys, logits_fn, images, labels)
+    whole = jitted(name, norm)(keys, logits_fn, images, labels)
     keys, *_ = problem()
     batch, everywhere = PartitionSpec(parallel.DATA), PartitionSpec()
     specs = dict(in_specs=(batch, everywhere, batch, batch), out_specs=batch)
@@ -197,14 +203,14 @@ def test_strength_may_differ_by_example(name, problem):
     norm = first_norm(name)
     keys, logits_fn, images, labels = problem()
     strength = jnp.array([0.0, 0.3, 0.6, 1.0])
-    adversarial = jax.jit(build(name, norm))(keys, logits_fn, images, labels, strength)
+    adversarial = jitted(name, norm)(keys, logits_fn, images, labels, strength)
     assert jnp.all(norms.get(norm).distance(adversarial, images) <= strength * EPSILON[norm] + 1e-6)
     np.testing.assert_array_equal(adversarial[0], images[0])
 
 
 @every_attack
 def test_one_hot_targets_mean_labels(name, problem):
-    attack = jax.jit(build(name, first_norm(name)))
+    attack = jitted(name, first_norm(name))
     keys, logits_fn, images, labels = problem()
     from_labels = attack(keys, logits_fn, images, labels)
     keys, *_ = problem()

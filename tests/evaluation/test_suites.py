@@ -1,6 +1,7 @@
 """Suites give the figures and settings they say, and result.json loses none of them."""
 
 import dataclasses
+import io
 import json
 import subprocess
 import sys
@@ -189,7 +190,7 @@ def test_files_are_written_whole_and_damaged_ones_left_alone(tmp_path):
 
 
 def printed(result, **keywords):
-    to = rich.console.Console(width=120, record=True, file=open("/dev/null", "w"))
+    to = rich.console.Console(width=120, record=True, file=io.StringIO())
     tables.show(result, to, **keywords)
     return to.export_text()
 

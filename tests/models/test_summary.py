@@ -14,7 +14,7 @@ from robust_vit.models import __main__ as command
 from robust_vit.models import summary
 from robust_vit.models.parts import convolution
 
-ROWS = list(csv.DictReader((pathlib.Path(__file__).parent.parent / "data" / "models.csv").open()))
+ROWS = list(csv.DictReader((pathlib.Path(__file__).parent.parent / "data" / "models.csv").read_text().splitlines()))
 
 
 def figures_of(name, overrides):

@@ -74,7 +74,7 @@ def kill(workdir, row, pause):
     wait_for_row(workdir, row, process)
     time.sleep(pause)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
 
 
 def stop(workdir, row, name):
@@ -150,7 +150,8 @@ def test_a_closed_pipe_costs_the_output_and_nothing_else(uninterrupted, tmp_path
     process = tiny(tmp_path)
     assert process.stdout.readline()
     process.stdout.close()
-    assert process.stderr.read() == "" and process.wait(timeout=300) == 0
+    with process.stderr as errors:
+        assert errors.read() == "" and process.wait(timeout=300) == 0
     for there, here in zip(uninterrupted, final(tmp_path)):
         np.testing.assert_array_equal(there, here)
 
@@ -169,6 +170,6 @@ def test_two_hosts_stop_at_the_same_step_when_one_is_told_to(tmp_path, number):
     stopped = int(said.split("stopped by SIGTERM at step ")[1].split(",")[0])
     assert stopped < STEPS and checkpoint.Checkpoints(tmp_path, read_only=True).latest() == stopped
     hosts = [tiny(tmp_path, index, port) for index in range(2)]
-    assert all(host.wait(timeout=300) == 0 for host in hosts)
-    assert f"resuming at step {stopped}" in hosts[0].stdout.read()
+    told = [host.communicate(timeout=300)[0] for host in hosts]
+    assert all(host.returncode == 0 for host in hosts) and f"resuming at step {stopped}" in told[0]
     assert checkpoint.load(tmp_path, "latest")[3] == STEPS
