@@ -10,8 +10,6 @@ from jax.tree_util import Partial
 from robust_vit import attacks
 from robust_vit.evaluation import debug
 
-RANK_PROMOTION = "allow"  # of the models that are made here
-
 B, K = 4, 3
 
 

@@ -7,8 +7,6 @@ import pytest
 
 from robust_vit.evaluation import plain
 
-RANK_PROMOTION = "allow"  # of the models that are made here
-
 X = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
 Y = np.random.default_rng(1).normal(size=(3, 5, 4)).astype(np.float32)
 ODD = np.array([[np.nan, np.inf, -np.inf, 0.0, -0.0, 1.5, -2.5, 3e38]], np.float32)
