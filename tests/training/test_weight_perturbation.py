@@ -139,7 +139,7 @@ def test_the_step_is_the_gradient_at_the_moved_weights_on_the_images_attacked_at
     assert images.shape == shown[0].shape
 
 
-QUICK = {"adversarial", "gkl", "deit_soft"}  # of one pass, of two and a memory, of no attack and a teacher
+QUICK = {"gkl", "deit_soft"}  # of two passes and a memory, of no attack and a teacher
 EVERY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in objectives.names()]
 
 
