@@ -189,15 +189,30 @@ def train(run: Run) -> int:
 
     SIGTERM and Ctrl-C are handed on, so that the run saves what it has; the process has a session of its own, where
     the terminal's Ctrl-C would otherwise arrive twice.
+
+    Raises:
+      errors.Mendable: after such a signal, whatever became of the run.
     """
-    command = run.command((sys.executable, "-m", "robust_vit.main"))
-    with subprocess.Popen(command, start_new_session=True) as process:
-        before = {n: signal.signal(n, lambda n, _: process.send_signal(n)) for n in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            return process.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    asked: list[int] = []
+    started: list[subprocess.Popen] = []
+
+    def hand_on(number: int, _: Any) -> None:
+        asked.append(number)
+        for process in started:
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        started.append(subprocess.Popen(run.command((sys.executable, "-m", "robust_vit.main")), start_new_session=True))
+        for number in asked[:1]:  # while it was starting
+            started[0].send_signal(number)
+        status = started[0].wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked:
+        raise errors.Mendable(f"sweep: stopped in {run.folder}; the same command goes on")
+    return status
 
 
 def train_all(runs: Sequence[Run]) -> dict[str, int]:

@@ -6,12 +6,13 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
 import pytest
 
-from robust_vit import commands, main, sweep
+from robust_vit import commands, errors, main, sweep
 from robust_vit import config as config_lib
 from robust_vit.analysis import variants as table
 from robust_vit.evaluation import intervals, pairs
@@ -200,6 +201,24 @@ def test_a_stopped_run_stops_the_sweep(trained, tmp_path):
     with pytest.raises(SystemExit, match="stopped in .*steps=5; the same command goes on"):
         run_sweep(tmp_path)
     assert len(seen) == 1
+
+
+def test_a_signal_ends_the_sweep_whatever_the_run_makes_of_it(tmp_path):
+    """Even one that arrives while the run is starting and listens to nothing yet."""
+    (run,) = planned("--config=digits", "--over=attack.steps=1", workdir=tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def stop():
+        while signal.getsignal(signal.SIGTERM) is before:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    timer = threading.Thread(target=stop)
+    timer.start()
+    with pytest.raises(errors.Mendable, match="stopped in .*steps=1; the same command goes on"):
+        sweep.train(run)
+    timer.join()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_several_seeds_give_the_median_run_and_its_paired_difference(tmp_path):
