@@ -77,7 +77,7 @@ def reads_its_flags(name, arguments):
     with pytest.raises(SystemExit) as stop:
         commands.main(["robust-vit", name, *arguments])
     said = str(stop.value)
-    assert re.search("checkpoint.pth.tar|weights.xcit|/path|no such file", said), said
+    assert re.search("checkpoint.pth.tar|weights.xcit|/path|no such file|must be prepared", said), said
     assert "\n" not in said and "flag" not in said and "no such field" not in said
 
 

@@ -45,11 +45,11 @@ def ddn(
 
 def search(*, norm: str = "l2", steps: int = 100, gamma: float = 0.05, start: float = 1.0) -> Search:
     """Makes DDN's search; see `ddn`."""
+    ball = norms.get(norm)
     check("norm", norm, norm == "l2", "'l2' for ddn; fmn knows the other norms")
     check_count("steps", steps)
     check("gamma", gamma, 0 < gamma < 1, "in (0, 1)")
     check_positive("start", start)
-    ball = norms.get(norm)
 
     def run(keys: Keys, logits_fn: LogitsFn, images: Array, labels: Array) -> Found:
         clean = working(images)
