@@ -1,14 +1,13 @@
 """What values a configuration may hold: one table of field to rule, and the few rules that join fields.
 
-A rule is called with the dotted name and the value of a field, and raises ValueError in one line. Nothing here opens
-data, builds a model or compiles. To add a field: its line in `config.base`, its line in `FIELDS`.
+The rules themselves are in `rules`. Nothing here opens data, builds a model or compiles. To add a field: its line in
+`config.base`, its line in `FIELDS`.
 """
 
 import dataclasses
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -17,141 +16,39 @@ from robust_vit import attacks, data, models, objectives
 from robust_vit import config as config_lib
 from robust_vit.attacks import norms
 from robust_vit.config import ConfigDict
-from robust_vit.data import host, mixing, pipeline, sources
-from robust_vit.errors import check, lookup
-from robust_vit.evaluation import suites
+from robust_vit.data import mixing, pipeline, sources
+from robust_vit.errors import check
 from robust_vit.models.weights import adapt
 from robust_vit.objectives import encoders
-from robust_vit.training import chosen, encoding, optimizer, schedules, stages, trackers
+from robust_vit.training import chosen, encoding, optimizer, schedules, stages
+from robust_vit.training.rules import (
+    FACTOR,
+    NOT_NEGATIVE,
+    POSITIVE,
+    PROBABILITY,
+    RATE,
+    Rule,
+    attack_name,
+    each,
+    finite,
+    image_size,
+    like,
+    listed,
+    milestones,
+    name,
+    numbers,
+    one_of,
+    patterns,
+    span,
+    step,
+    suite,
+    transforms,
+    truth,
+    whole,
+    word,
+)
 
-Rule = Callable[[str, Any], None]
 SEEDS = 2**32  # more bits than that are cut off by JAX's key, and two seeds would be one
-
-
-def whole(low: int, high: int | None = None) -> Rule:
-    """A whole number of at least `low`, and at most `high`."""
-    allowed = f"a whole number >= {low}" if high is None else f"a whole number in [{low}, {high}]"
-
-    def rule(field: str, value: Any) -> None:
-        fits = isinstance(value, int) and not isinstance(value, bool)
-        check(field, value, fits and low <= value and (high is None or value <= high), allowed)
-
-    return rule
-
-
-def number(allowed: str, fits: Callable[[float], bool]) -> Rule:
-    """A finite number that `fits`, which `allowed` says in words."""
-
-    def rule(field: str, value: Any) -> None:
-        real = isinstance(value, int | float) and not isinstance(value, bool)
-        check(field, value, real and math.isfinite(value) and fits(value), allowed)
-
-    return rule
-
-
-def name(known: Callable[[], Iterable[str]]) -> Rule:
-    """One of the names that `known` lists when asked."""
-    return lambda field, value: lookup(field, value if isinstance(value, str) else repr(value), dict.fromkeys(known()))
-
-
-def one_of(*allowed: str) -> Rule:
-    """One of a few words."""
-    return name(lambda: allowed)
-
-
-def attack_name(field: str, value: Any) -> None:
-    """An attack, or an alias of one."""
-    attacks.known_as(value if isinstance(value, str) else repr(value), field)
-
-
-def truth(field: str, value: Any) -> None:
-    """True or False."""
-    check(field, value, isinstance(value, bool), "True or False")
-
-
-def word(field: str, value: Any) -> None:
-    """A word, whatever it is."""
-    check(field, value, isinstance(value, str), "a word")
-
-
-def step(field: str, value: Any) -> None:
-    """A checkpoint of a run."""
-    fits = isinstance(value, str) and (value in ("best", "latest") or value.isdigit())
-    check(field, value, fits, "'best', 'latest' or a step such as '1200'")
-
-
-def numbers(field: str, value: Any) -> None:
-    """A sequence of finite numbers, such as a mean for each channel."""
-    several = isinstance(value, list | tuple)
-    fits = several and all(isinstance(one, int | float) and math.isfinite(one) for one in value)
-    check(field, value, fits, "a sequence of finite numbers, one a channel")
-
-
-def span(allowed: str, top: float) -> Rule:
-    """Two numbers, 0 < low <= high <= top."""
-
-    def rule(field: str, value: Any) -> None:
-        two = isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(x, int | float) for x in value)
-        check(field, value, two and 0 < value[0] <= value[1] <= top and math.isfinite(value[1]), allowed)
-
-    return rule
-
-
-def milestones(field: str, value: Any) -> None:
-    """Epochs, rising."""
-    several = isinstance(value, list | tuple)
-    fits = several and all(isinstance(one, int | float) and not isinstance(one, bool) and 0 < one for one in value)
-    rising = fits and all(a < b < math.inf for a, b in zip((0, *value), value, strict=False))
-    check(field, value, rising, "a sequence of epochs that rise, such as (10, 15)")
-
-
-def each(rule: Rule, what: str) -> Rule:
-    """A sequence whose every one fits a rule, or ()."""
-
-    def several(field: str, value: Any) -> None:
-        check(field, value, isinstance(value, list | tuple), f"a sequence of {what}, one a stage")
-        for one in value:
-            rule(field, one)
-
-    return several
-
-
-def patterns(field: str, value: Any) -> None:
-    """A sequence of words."""
-    several = isinstance(value, list | tuple) and all(isinstance(one, str) and one for one in value)
-    check(field, value, several, "a sequence of patterns such as ('patch_embed', 'blocks_[0-5]')")
-
-
-def transforms(field: str, value: Any) -> None:
-    """A sequence of transforms of `data.host`."""
-    check(field, value, isinstance(value, list | tuple), "a sequence such as ('random_crop(32, padding=4)', 'flip')")
-    try:
-        host.build(value)
-    except ValueError as error:
-        raise ValueError(f"{field}: {error}") from None
-
-
-def suite(field: str, value: Any) -> None:
-    """Comma-separated names of evaluation suites, or nothing."""
-    check(field, value, isinstance(value, str), f"text, of {', '.join(suites.SUITES)}; '' for none")
-    try:
-        suites.parse(value or ())
-    except ValueError as error:
-        raise ValueError(f"{field.removesuffix('suite')}{error}") from None
-
-
-def listed(field: str, value: Any) -> None:
-    """Comma-separated names of trackers whose packages are installed, or nothing."""
-    check(field, value, isinstance(value, str), f"text, of {', '.join(trackers.TRACKERS)}; '' for none")
-    trackers.check(value)
-
-
-POSITIVE = number("> 0 and finite", lambda x: x > 0)
-NOT_NEGATIVE = number(">= 0 and finite", lambda x: x >= 0)
-RATE = number("in [0, 1)", lambda x: 0 <= x < 1)
-PROBABILITY = number("in [0, 1]", lambda x: 0 <= x <= 1)
-FACTOR = number("in (0, 1]", lambda x: 0 < x <= 1)
-finite = number("a finite number", lambda x: True)
 
 FIELDS: dict[str, Rule] = {
     "seed": whole(0, SEEDS - 1),
@@ -323,7 +220,7 @@ def _model(config: ConfigDict) -> None:
     for keyword, value in config_lib.plain(config.model).items():
         field = f"model.{keyword}"
         if field not in FIELDS and keyword in known:  # `models.build` names the others
-            (image_size if keyword == "image_size" else _like(known[keyword]))(field, value)
+            (image_size if keyword == "image_size" else like(known[keyword]))(field, value)
 
 
 def _extra(config: ConfigDict) -> None:
@@ -345,31 +242,6 @@ def _options(prefix: str, section: ConfigDict, defaults: dict[str, Any]) -> None
         rule = kinds.get(type(defaults.get(option)))  # `chosen` names those that it does not take
         if rule is not None:
             rule(f"{prefix}.options.{option}", value)
-
-
-def _like(default: Any) -> Rule:
-    """The rule for a model's keyword with such a default: sizes and numbers of things are at least 1."""
-    if isinstance(default, bool):
-        return truth
-    if isinstance(default, int):
-        return whole(1)
-    if isinstance(default, float):
-        return lambda field, value: None if value is None else POSITIVE(field, value)
-    if isinstance(default, str):
-        return word
-    return sizes if isinstance(default, tuple) else lambda field, value: None
-
-
-def sizes(field: str, value: Any) -> None:
-    """A sequence of whole numbers of at least 1: one for each stage."""
-    several = isinstance(value, list | tuple) and len(value) > 0
-    fits = several and all(isinstance(one, int) and not isinstance(one, bool) and one >= 1 for one in value)
-    check(field, value, fits, "a sequence of whole numbers >= 1")
-
-
-def image_size(field: str, value: Any) -> None:
-    """A side of a square, or (height, width)."""
-    sizes(field, value if isinstance(value, list | tuple) else [value])
 
 
 def _joined(config: ConfigDict) -> None:
