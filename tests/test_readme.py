@@ -56,7 +56,7 @@ def home(tmp_path_factory):
     return folder
 
 
-SLOW = ("runs/wider", "runs/plain", "autoattack,masking")
+SLOW = ("runs/wider", "runs/plain", "runs/madry", "autoattack,masking")
 CASES = [pytest.param(line, marks=[pytest.mark.slow] if any(word in line for word in SLOW) else []) for line in OURS]
 
 
