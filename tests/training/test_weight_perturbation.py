@@ -152,7 +152,8 @@ def test_with_every_objective_parts_are_the_whole_and_the_step_is_another(name):
     close(metrics, same, rtol=1e-4)
     without, before = after(name)
     assert metrics["loss"] > before["loss"]  # at weights that were moved up its slope
-    assert not np.allclose(whole.params["first"]["kernel"], without.params["first"]["kernel"], atol=1e-4)
+    # By more than parts may differ from the whole: the steps of distillations are short.
+    assert not np.allclose(whole.params["first"]["kernel"], without.params["first"]["kernel"], rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", ["standard", "gkl"])
