@@ -254,9 +254,11 @@ class Walk:
                 choosers = self._looked_up(eqn, choosers)
             return choosers | _union(chosen)
         if name in ("mul", "dot_general", "and") and len(inputs) == 2:
+            # What has tainted both is no mask of either: x / std(x) of a sign(x), as in a layer norm.
+            both = inputs[0].taints & inputs[1].taints
             pairs = zip(inputs, reversed(inputs))
-            return frozenset().union(
-                *(f.taints if f.active or not other.live else self._drop(f.taints, GATES) for f, other in pairs)
+            return both.union(
+                *(f.taints if f.active or not other.live else self._drop(f.taints - both, GATES) for f, other in pairs)
             )
         if name == "sub" and len(inputs) == 2 and inputs[0].aliases & inputs[1].maximum_of:
             # Only what stops the maximum itself: a stop_gradient in front of the softmax also taints what is shifted.

@@ -35,6 +35,10 @@ lying_sine = jax.custom_vjp(jnp.sin)
 lying_sine.defvjp(lambda x: (jnp.sin(x), None), lambda _, g: (-g,))
 
 
+def normalised(x):
+    return nn.LayerNorm().init_with_output(jax.random.key(0), x)[0]
+
+
 def attention(x):
     return nn.dot_product_attention(x, x, x)
 
@@ -115,6 +119,9 @@ PLANTED = {
         {"hash_gate"},
     ),
     "table looked up by rank": (lambda x: head(jnp.linspace(0.0, 1.0, 8)[jnp.argsort(x, axis=1)]), {"selection"}),
+    "sign before a layer norm": (lambda x: head(normalised(jnp.sign(x))), {"sign"}),
+    "threshold before a layer norm": (lambda x: head(normalised((x > 0.5) * 1.0)), {"threshold"}),
+    "sign before attention": (lambda x: head(attention(jnp.sign(x))), {"sign"}),
     "dropout": (dropout, {"randomness"}),
     "noise": (lambda x: head(x + jax.random.normal(jax.random.key(0), x.shape)), {"randomness"}),
     "while": (iterate_until, {"while_loop", "loop_over_image"}),
@@ -135,7 +142,7 @@ SILENT = {
     "softmax in scan": lambda x: jax.lax.scan(lambda c, _: (jax.nn.softmax(c), None), head(x), length=2)[0],
     "flax attention": lambda x: head(nn.dot_product_attention(x, x, x, mask=jnp.tri(8, dtype=bool))),
     "jax attention": lambda x: head(jax.nn.dot_product_attention(x, x, x)),
-    "layer norm": lambda x: head(nn.LayerNorm().init_with_output(jax.random.key(0), x)[0]),
+    "layer norm": lambda x: head(normalised(x)),
     "standardize": lambda x: head(jax.nn.standardize(x)),
     "max pool": lambda x: head(jnp.tile(nn.max_pool(x, (2, 2), (2, 2)), (1, 2, 2, 1))),
     "clip": lambda x: head(jnp.clip(x, 0.1, 0.9)),
