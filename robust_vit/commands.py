@@ -25,6 +25,7 @@ COMMANDS = {
     "models": ("robust_vit.models.__main__", "list the architectures with parameters and multiply-adds"),
     "sweep": ("robust_vit.sweep", "variants of a run one after another, and their table; or their command lines"),
     "compare": ("robust_vit.compare", "runs side by side, with the paired difference"),
+    "explain": ("robust_vit.explain", "pictures of what a run does under attack, with their numbers"),
     "preview": ("robust_vit.preview", "draw what augmentation makes of the training images"),
     "doctor": ("robust_vit.doctor", "is this installation fit to compute? versions, devices, numerical checks"),
 }

@@ -29,6 +29,7 @@ FLOORS = {
         "convert",
         "doctor",
         "evaluate",
+        "explain",
         "label",
         "main",
         "models.__main__",

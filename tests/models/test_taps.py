@@ -13,13 +13,15 @@ from robust_vit.models.parts import forms, taps
 
 ATTENTION = {"qkv", "attention_probabilities", "attention_output", "mlp_output", "residual"}
 HAVE = {
-    "vit": ATTENTION,
-    "deit_tiny_distilled_patch16_224": ATTENTION,
-    "vit_small_cvst": ATTENTION,
-    "cait": ATTENTION,
-    "swin": ATTENTION,
-    "sparse_swin": ATTENTION,
-    "xcit": ATTENTION | {"local_output"},
+    "vit": ATTENTION | {"positions"},
+    "deit_tiny_distilled_patch16_224": ATTENTION | {"positions"},
+    "vit_small_cvst": ATTENTION | {"positions"},
+    "cait": ATTENTION | {"positions"},
+    "swin": ATTENTION | {"groups"},
+    "sparse_swin": ATTENTION | {"groups"},
+    "xcit": ATTENTION | {"local_output", "positions"},
+    "efficientvit_b0": {"attention_probabilities"},
+    "mobilevit_xxs": {"attention_probabilities", "groups"},
     "resnet50_32": set(),
     "convnext_tiny": set(),
 }
@@ -45,7 +47,7 @@ def test_families_name_their_points(name):
 def test_points_are_found_by_a_trace_of_their_own():
     module = models.build("vit", **tiny.TINY["vit"])
     for _ in range(2):  # the second time JAX remembers the program, but not this function
-        assert taps.found(module, shape_of(module)) == ATTENTION
+        assert taps.found(module, shape_of(module)) == HAVE["vit"]
 
 
 @pytest.mark.parametrize("attention", ["einsum", "xla"])
@@ -66,7 +68,7 @@ def test_every_block_hands_over_what_is_said(attention):
         ("mlp_output", (3, 16, 32)),
         ("residual", (3, 16, 32)),
     ]
-    assert seen == 2 * block and shape == (3, 10)
+    assert seen == [("positions", (1, 16, 32)), *2 * block] and shape == (3, 10)
 
 
 def test_nothing_is_left_in_the_program_of_whoever_does_not_ask():

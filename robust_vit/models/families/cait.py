@@ -214,7 +214,7 @@ class CaiT(nn.Module):
         x = PatchEmbed(self.width, self.patch_size, name="patch_embed", **policy)(x)
         x = x.reshape(images.shape[0], -1, self.width)  # [B,N,D]
         embedding = self.param("pos_embed", initializers.trunc_normal(0.02), (1, *x.shape[1:]), self.param_dtype)
-        x = x + embedding.astype(x.dtype)
+        x = x + taps.tap(self, "positions", embedding.astype(x.dtype))
         sizes = (self.heads, self.mlp_ratio, self.qkv_bias, self.layer_scale)
         x = scanning.apply_blocks(
             functools.partial(Block, *sizes, **policy),

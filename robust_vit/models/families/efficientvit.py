@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from robust_vit.errors import check
-from robust_vit.models.parts import activations, captures, initializers, layers
+from robust_vit.models.parts import activations, captures, initializers, layers, taps
 from robust_vit.typing import Array
 
 ATTENTION_EPSILON = 1e-5  # timm's, and its weights'; the first release had 1e-15
@@ -127,7 +127,12 @@ class LiteMLA(nn.Module):
         q, k, v = parts.transpose(3, 0, 2, 1, 4)  # [B,2A,N,d] each
         if captures.recording(self):
             captures.record(self, "attention", attention_map(q, k))
-        out = linear_attention(q, k, v).astype(self.dtype).swapaxes(1, 2).reshape(b, h, w, -1)
+        if taps.tapped("attention_probabilities"):  # the same values from the map, which is quadratic in the tokens
+            attention = taps.tap(self, "attention_probabilities", attention_map(q, k))
+            out = jnp.einsum("baqk,bakd->baqd", attention, v.astype(attention.dtype))
+        else:
+            out = linear_attention(q, k, v)
+        out = out.astype(self.dtype).swapaxes(1, 2).reshape(b, h, w, -1)
         return ConvNormAct(c, name="proj", **policy)(out, train)
 
 

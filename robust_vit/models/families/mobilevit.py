@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from robust_vit.errors import check, lookup
 from robust_vit.models.families.swin import PooledHead
-from robust_vit.models.parts import attention, captures, layers, scanning
+from robust_vit.models.parts import attention, captures, layers, scanning, taps
 from robust_vit.typing import Array
 
 EPSILON = 1e-5  # of layer norms
@@ -172,6 +172,9 @@ class MobileViTBlock(nn.Module):
 
         even = tuple(side + -side % self.patch_size for side in grid)
         x = unfold(resize(x, even), self.patch_size)  # [B,P,N,D]
+        if taps.tapped("groups"):
+            slots = jnp.arange(x.shape[1] * x.shape[2], dtype=jnp.int32).reshape(1, *x.shape[1:3], 1)
+            taps.tap(self, "groups", fold(slots, self.patch_size, even)[..., 0])
         block = functools.partial(TransformerBlock, self.heads, attention=self.attention, **policy)
         rates = None if not rate else [rate] * self.depth
         x = scanning.apply_blocks(block, "transformer", self.depth, x, rates=rates, train=train, scan=self.scan)

@@ -125,8 +125,15 @@ class GatheredBlock(nn.Module):
         mask = jnp.asarray(windowing.shift_mask(grid, window, shift))[order] if any(shift) else None  # [B,k,N,N]
         windows = windowing.partition(windowing.roll(x, shift), window)  # [B,W,N,C]
         changed = self._run(jnp.take_along_axis(windows, order[:, :, None, None], 1), mask, window, rate, train)
-        windows = windows.at[jnp.arange(x.shape[0])[:, None], order].set(changed)
-        x = windowing.roll(windowing.unpartition(windows, window, grid), tuple(-side for side in shift))
+        rows = jnp.arange(x.shape[0])[:, None]
+        back = tuple(-side for side in shift)
+        if taps.tapped("groups"):
+            skipped = jnp.full((*windows.shape[:3], 1), -1, jnp.int32)
+            slots = jnp.arange(order.shape[1] * windows.shape[2], dtype=jnp.int32)  # of the kept windows, in this order
+            slots = skipped.at[rows, order].set(slots.reshape(1, order.shape[1], -1, 1))
+            taps.tap(self, "groups", windowing.roll(windowing.unpartition(slots, window, grid), back)[..., 0])
+        windows = windows.at[rows, order].set(changed)
+        x = windowing.roll(windowing.unpartition(windows, window, grid), back)
         x = taps.tap(self, "residual", x)
         captures.record(self, "tokens", x)
         return x

@@ -53,7 +53,7 @@ class Block(nn.Module):
         policy = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         before = x
         branch = layers.LayerNorm(EPSILON, name="norm1", **policy)(x)
-        branch = taps.tap(self, "attention_output", self._attend(branch, shifted, policy))
+        branch = taps.tap(self, "attention_output", self._attend(branch, shifted, policy, keep))
         x = x + layers.DropPath(name="drop_path1")(branch, rate, train)
         branch = layers.LayerNorm(EPSILON, name="norm2", **policy)(x)
         branch = layers.Mlp(int(x.shape[-1] * self.mlp_ratio), name="mlp", **policy)(branch)
@@ -65,7 +65,7 @@ class Block(nn.Module):
         captures.record(self, "tokens", x)
         return x
 
-    def _attend(self, x: Array, shifted: bool | Array, policy: dict[str, Any]) -> Array:
+    def _attend(self, x: Array, shifted: bool | Array, policy: dict[str, Any], keep: Array | None) -> Array:
         grid = x.shape[1:3]
         window, shift = windowing.window_and_shift(grid, self.window_size)
         mask = None
@@ -79,8 +79,15 @@ class Block(nn.Module):
         x = jnp.pad(x, ((0, 0), (0, -grid[0] % window[0]), (0, -grid[1] % window[1]), (0, 0)))
         padded = x.shape[1:3]
         module = windowing.WindowAttention(self.heads, window, self.qkv_bias, self.attention, name="attn", **policy)
-        x = windowing.unpartition(module(windowing.partition(x, window), mask), window, padded)
-        return windowing.roll(x[:, : grid[0], : grid[1]], tuple(-side for side in shift))
+
+        def put_back(windows: Array) -> Array:  # [B,W,N,C] -> [B,h,w,C]
+            x = windowing.unpartition(windows, window, padded)
+            return windowing.roll(x[:, : grid[0], : grid[1]], tuple(-side for side in shift))
+
+        if taps.tapped("groups"):
+            groups = put_back(windowing.slots(padded, window))[..., 0]
+            taps.tap(self, "groups", groups if keep is None else jnp.where(keep, groups, -1))
+        return put_back(module(windowing.partition(x, window), mask))
 
 
 class PatchMerging(nn.Module):
@@ -133,7 +140,7 @@ class Stage(nn.Module):
             step = nn.remat(step, prevent_cse=False)  # the loop keeps XLA from undoing the recomputation
         scanned = nn.scan(
             step,
-            variable_axes={"params": 0, captures.COLLECTION: 0},
+            variable_axes={"params": 0, captures.COLLECTION: 0, taps.COLLECTION: 0},
             split_rngs={"params": True, "dropout": True, taps.RNG: True},
             length=self.depth,
         )

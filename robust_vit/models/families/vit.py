@@ -226,9 +226,9 @@ class ViT(nn.Module):
         n = x.shape[1]
         if self.positions == "learned":
             embedding = self.param("pos_embed", initializers.trunc_normal(0.02), (1, n, self.width), self.param_dtype)
-            return x + embedding.astype(x.dtype)
+            return x + taps.tap(self, "positions", embedding.astype(x.dtype))
         if self.positions == "sinusoidal":
-            return x + jnp.asarray(positions.sinusoidal(n, self.width), x.dtype)[None]
+            return x + taps.tap(self, "positions", jnp.asarray(positions.sinusoidal(n, self.width), x.dtype)[None])
         return x
 
     def _classify(self, x: Array) -> Array:

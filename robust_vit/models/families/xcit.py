@@ -255,7 +255,8 @@ class XCiT(nn.Module):
         policy = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         x = layers.normalize(images, self.mean, self.std, self.dtype)
         x = ConvPatchEmbed(self.width, self.patch_size, self.stem_depth, name="patch_embed", **policy)(x, train)
-        x = x + positions.FourierPositions(self.width, name="pos_embed", **policy)(*x.shape[1:3])
+        embedding = positions.FourierPositions(self.width, name="pos_embed", **policy)(*x.shape[1:3])
+        x = x + taps.tap(self, "positions", embedding)
         sizes = (self.heads, self.mlp_ratio, self.qkv_bias, self.layer_scale)
         x = scanning.apply_blocks(
             functools.partial(Block, *sizes, **policy),

@@ -60,7 +60,7 @@ def apply_blocks(
         return x
     scanned = nn.scan(
         step,
-        variable_axes={"params": 0, "batch_stats": 0, captures.COLLECTION: 0},
+        variable_axes={"params": 0, "batch_stats": 0, captures.COLLECTION: 0, taps.COLLECTION: 0},
         split_rngs={"params": True, "dropout": True, taps.RNG: True},
         in_axes=nn.broadcast if rates is None else 0,
         length=depth,

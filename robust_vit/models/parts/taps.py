@@ -14,6 +14,14 @@ Points, by the field's terms, and what is handed over there:
     local_output               [B,h,w,D] of XCiT's local patch interaction, likewise
     mlp_output                 [B,...,D] of the MLP, likewise
     residual                   [B,...,D] the stream of tokens after a block
+    positions                  [1,N,D] or [1,h,w,D] what is added to the tokens for their places, those before the
+                               patches included
+
+Places that can be looked at only (what a handler returns is dropped):
+
+    groups                     [1 or B,h,w] of blocks that attend inside groups of tokens: slot * n + place in it for
+                               each token of the grid, the slots of `attention_probabilities` having n places each
+                               (Swin's windows, MobileViT's sequences); -1 for a token whose window was skipped
 """
 
 import contextlib
@@ -28,7 +36,9 @@ from robust_vit.errors import check_choice
 from robust_vit.typing import Array, Keys
 
 BRANCHES = ("attention_output", "local_output", "mlp_output")  # what a block adds to the stream
-POINTS = ("qkv", "attention_probabilities", *BRANCHES, "residual")
+LOOKS = ("groups",)  # what can be looked at, and not changed
+POINTS = ("qkv", "attention_probabilities", *BRANCHES, "residual", "positions", *LOOKS)
+COLLECTION = "taps"  # the Flax collection that `collecting` gathers in; scanned stacks give it a layer axis
 RNG = "taps"  # the Flax rng that tells blocks apart; scanned stacks split it
 
 Handler = Callable[[nn.Module, str, Array], Array]  # (the module that taps, point, value) -> value

@@ -40,6 +40,12 @@ def unpartition(windows: Array, window: tuple[int, int], grid: tuple[int, int]) 
     return x.reshape(b, *grid, c)
 
 
+def slots(grid: tuple[int, int], window: tuple[int, int]) -> Array:
+    """[1,W,N,1] int32, counted through: what `unpartition` puts back says in which window and place a token was."""
+    size = window[0] * window[1]
+    return jnp.arange(grid[0] * grid[1], dtype=jnp.int32).reshape(1, -1, size, 1)
+
+
 @functools.lru_cache(maxsize=64)
 def shift_mask(grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]) -> np.ndarray:
     """What keeps apart the tokens that only the cyclic shift brought into one window.
