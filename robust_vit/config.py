@@ -162,6 +162,7 @@ def base() -> ConfigDict:
     config.evaluation.batch_size = 256  # images at once, over all devices and hosts; of validation too
     config.evaluation.steps = 50  # of PGD
     config.evaluation.restarts = 5  # of PGD
+    config.evaluation.report_examples = 256  # that the page of the run attacks and shows; 0: a page without them
 
     config.parallel = ConfigDict()
     config.parallel.devices = 0  # 0: all that are present

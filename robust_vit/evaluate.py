@@ -21,6 +21,7 @@ from absl import flags
 
 from robust_vit import commands, parallel
 from robust_vit import config as config_lib
+from robust_vit.analysis import report
 from robust_vit.attacks import norms
 from robust_vit.data import catalogue, splits
 from robust_vit.errors import check, lookup
@@ -79,6 +80,9 @@ _ROBUSTBENCH_LIST = _text(
 _PREPROCESSING = _text("robustbench_preprocessing", "Res256Crop224", "RobustBench's name of the model's preprocessing.")
 _BATCH_SIZE = _whole("batch_size", None, "Examples a batch; config.evaluation.batch_size by default.")
 _LIMIT = _whole("limit", None, "At most so many examples, always the same ones.")
+_REPORT_EXAMPLES = _whole(
+    "report_examples", None, "Examples that the page attacks and shows; config.evaluation.report_examples by default."
+)
 _SEED = _whole("seed", None, "Of the attacks; the run's by default.")
 _DEVICES = _whole("devices", 0, "How many devices share a batch; 0: all.")
 _OPTION = flags.DEFINE_multi_string("option", [], "name=value for single suites; see below.", flag_values=_FLAGS)
@@ -139,6 +143,7 @@ def check_flags() -> list[str]:
         check("transfer_from", _TRANSFER_FROM.value, "masking" in names, "given with the suite masking")
     for flag in (_STEPS, _RESTARTS, _BATCH_SIZE, _LIMIT):
         check(flag.name, flag.value, flag.value is None or flag.value >= 1, "at least 1")
+    check("report_examples", _REPORT_EXAMPLES.value, (_REPORT_EXAMPLES.value or 0) >= 0, "at least 0")
     check("devices", _DEVICES.value, _DEVICES.value >= 0, "a number of devices, or 0 for all")
     suites.read_options(_OPTION.value)
     check_subject()
@@ -226,9 +231,17 @@ def data_name(config: config_lib.ConfigDict) -> str:
     return _DATA.value or ":".join([config.data.name, *texts])
 
 
-def examples(config: config_lib.ConfigDict) -> tuple[Any, Any]:
+def write_page(config: config_lib.ConfigDict, context: suites.Context) -> None:
+    """Writes `report/index.html`; what goes wrong with it is a line, and costs no result."""
+    some = config.evaluation.report_examples if _REPORT_EXAMPLES.value is None else _REPORT_EXAMPLES.value
+    some = min(some, _LIMIT.value or some)
+    batches = examples(config, some)[0] if some else None
+    report.attempt(context.workdir, context, batches, some, say=_say)
+
+
+def examples(config: config_lib.ConfigDict, limit: int | None = None) -> tuple[Any, Any]:
     """The batches to measure, and their source."""
-    size = _BATCH_SIZE.value, _LIMIT.value
+    size = _BATCH_SIZE.value, limit or _LIMIT.value
     if _ROBUSTBENCH_LIST.value is not None:
         return robustbench_batches(config, _ROBUSTBENCH_LIST.value, _PREPROCESSING.value, *size)
     return split_batches(config, _SPLIT.value, *size)
@@ -271,6 +284,7 @@ def evaluate() -> dict[str, Any]:
         tables.show(result)
         if path is not None:
             _say(f"written to {path}")
+            write_page(measured.config, context)
     return result
 
 

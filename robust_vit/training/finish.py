@@ -1,4 +1,4 @@
-"""The end of a run: the selected checkpoint on the test split, then the pictures."""
+"""The end of a run: the selected checkpoint on the test split, then the pictures and the page."""
 
 import pathlib
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from robust_vit import attacks, models, parallel, provenance, randomness
-from robust_vit.analysis import plots
+from robust_vit.analysis import plots, report
 from robust_vit.config import ConfigDict
 from robust_vit.evaluation import record, suites, tables
 from robust_vit.evaluation.record import pixels
@@ -21,7 +21,8 @@ FINISHED = "finished.json"  # in the folder of a run that has come to its end, t
 
 
 def finish(experiment: Experiment, workdir: pathlib.Path) -> dict[str, Any]:
-    """Evaluates on the test split, draws `curves.png`, `examples.png` and `sweep.png`, and marks the run as finished.
+    """Evaluates on the test split, draws `curves.png`, `examples.png` and `sweep.png`, writes `report/index.html`, and
+    marks the run as finished.
 
     Args:
       experiment: the run's parts.
@@ -41,6 +42,10 @@ def finish(experiment: Experiment, workdir: pathlib.Path) -> dict[str, Any]:
         tables.show(result, class_names=context.class_names)
         draw_curves(config, workdir, step)
         draw(context, workdir, result)
+        if result:
+            some = config.evaluation.report_examples
+            batches = evaluation_batches(experiment, "test", some) if some else None
+            report.attempt(workdir, context, batches, some)
         provenance.write_json(workdir / FINISHED, {"step": step})
     return result
 

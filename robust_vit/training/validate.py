@@ -154,6 +154,7 @@ FIELDS: dict[str, Rule] = {
     "evaluation.batch_size": whole(1),
     "evaluation.steps": whole(1),
     "evaluation.restarts": whole(1),
+    "evaluation.report_examples": whole(0),
     "parallel.devices": whole(0),
 }
 FREE = (

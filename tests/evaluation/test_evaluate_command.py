@@ -29,7 +29,7 @@ def tiny_config():
     config.model.update({"name": "vit", "depth": 1, "width": 16, "heads": 2, "patch_size": 4, "channels": 1})
     config.optimizer.ema_decay = 0.9
     config.attack.epsilon = 8 / 255
-    config.evaluation.update({"batch_size": 8, "steps": 2, "restarts": 1})
+    config.evaluation.update({"batch_size": 8, "steps": 2, "restarts": 1, "report_examples": 0})
     return config
 
 

@@ -25,6 +25,7 @@ OVERRIDES = {
     "validation.examples": 64,
     "evaluation.suite": "clean",
     "evaluation.batch_size": 64,
+    "evaluation.report_examples": 0,
     "parallel.devices": 1,
 }
 
