@@ -8,33 +8,19 @@ scanned (as `robust_vit.evaluate` does) or, with `--unrolled`, not. Prints a lin
 """
 
 import argparse
-import importlib.util
 import os
-import re
 import sys
-import time
-from typing import Any
 
-QUIET = {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
-os.environ |= {name: os.environ.get(name, value) for name, value in QUIET.items()}
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
-from jax.experimental import topologies  # noqa: E402
-from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
-from robust_vit import models, parallel  # noqa: E402
-from robust_vit.evaluation.autoattack import ensembles, runs  # noqa: E402
-from robust_vit.evaluation.scheduling import tile  # noqa: E402
+from robust_vit import models  # noqa: E402
+from robust_vit.evaluation.autoattack import ensembles  # noqa: E402
 from robust_vit.models import summary  # noqa: E402
 from robust_vit.models.parts import forms  # noqa: E402
-
-COLLECTIVES = re.compile(r"\b(all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
+from robust_vit.planning import chips, compiled  # noqa: E402
 
 
 def main() -> None:
@@ -45,52 +31,22 @@ def main() -> None:
     parser.add_argument("--attacks", default="apgd-t,fab-t,square")
     parser.add_argument("--unrolled", action="store_true")
     options = parser.parse_args()
-    if importlib.util.find_spec("libtpu") is None:
-        sys.exit("error: libtpu is not installed, which compiles for TPUs (none is needed): pip install libtpu")
     try:
         parts = [ensembles.part(name) for name in options.attacks.split(",")]
         module = models.build(options.model)
-        mesh = mesh_of(options.topology)
-    except (ValueError, RuntimeError) as error:
-        sys.exit(f"error: {str(error).splitlines()[0]}")
-    variables = summary.shapes(module)
+        mesh = chips.tpu_mesh(options.topology)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     if not options.unrolled:
-        scanned, _ = forms.scanned(module, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables))
-        module, variables = scanned, summary.shapes(scanned)
+        variables = summary.shapes(module)
+        module, _ = forms.scanned(module, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables))
     for part in parts:
-        found = compiled(part, module, variables, mesh, options.tile)
-        collectives = sorted(set(COLLECTIVES.findall(found.pop("text")))) or "no"
-        said = ", ".join(f"{name} {value:.1f}" for name, value in found.items())
+        found = compiled.attack_steps(part, module, "linf", mesh, options.tile)
         print(
-            f"{options.model} {part.name} on {options.topology}, tile {options.tile}: {said}, {collectives} collectives"
+            f"{options.model} {part.name} on {options.topology}, tile {options.tile}:"
+            f" trace s {found.trace_seconds:.1f}, compile s {found.compile_seconds:.1f},"
+            f" peak GiB a chip {found.peak / chips.GIB:.1f}, {found.talk}"
         )
-
-
-def mesh_of(topology: str) -> Mesh:
-    """All chips of a topology, in a row."""
-    chips = topologies.get_topology_desc(topology_name=topology, platform="tpu")
-    return topologies.make_mesh(chips, (len(chips.devices),), (parallel.DATA,))
-
-
-def compiled(part: ensembles.Part, module: Any, variables: Any, mesh: Mesh, slots: int) -> dict[str, Any]:
-    """Seconds to trace and to compile an attack's steps, GiB at the peak on one chip, and the program's text."""
-    whole, split = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(parallel.DATA)))
-    run = runs.build(part, "linf", classes=module.num_classes)
-    logits_fn, size = models.logits_fn(module, variables), models.image_shape(module)
-    state = jax.eval_shape(lambda: tile.empty(run, logits_fn, slots, size))
-    count = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
-    began = time.perf_counter()
-    program = tile.steps_program(run, mesh).jitted
-    lowered = program.lower(placed(logits_fn, whole), placed(state, split), count, count)
-    traced = time.perf_counter()
-    done = lowered.compile()
-    seconds = {"trace s": traced - began, "compile s": time.perf_counter() - traced}
-    return seconds | {"peak GiB a chip": done.memory_analysis().peak_memory_in_bytes / 2**30, "text": done.as_text()}
-
-
-def placed(tree: Any, sharding: NamedSharding) -> Any:
-    """Shapes that say where they lie."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
 
 if __name__ == "__main__":

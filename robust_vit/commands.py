@@ -27,6 +27,7 @@ COMMANDS = {
     "compare": ("robust_vit.compare", "runs side by side, with the paired difference"),
     "explain": ("robust_vit.explain", "pictures of what a run does under attack, with their numbers"),
     "preview": ("robust_vit.preview", "draw what augmentation makes of the training images"),
+    "plan": ("robust_vit.plan", "memory, arithmetic, hours and cost of a run on TPUs or GPUs that are not here"),
     "doctor": ("robust_vit.doctor", "is this installation fit to compute? versions, devices, numerical checks"),
 }
 HELP = ("-h", "-help", "--help", "--helpfull")

@@ -166,6 +166,8 @@ def base() -> ConfigDict:
 
     config.parallel = ConfigDict()
     config.parallel.devices = 0  # 0: all that are present
+    config.parallel.sharding = "replicated"  # of weights, moments, averages: a copy a device, or split over them: fsdp
+    config.parallel.whole = ()  # fsdp: what is not split, patterns of parameters, such as "head", "patch_embed"
     return config
 
 

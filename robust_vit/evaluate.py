@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import flags
 
-from robust_vit import commands, parallel
+from robust_vit import commands, hosts, parallel
 from robust_vit import config as config_lib
 from robust_vit.analysis import report
 from robust_vit.attacks import norms
@@ -86,7 +86,7 @@ _REPORT_EXAMPLES = _whole(
 _SEED = _whole("seed", None, "Of the attacks; the run's by default.")
 _DEVICES = _whole("devices", 0, "How many devices share a batch; 0: all.")
 _OPTION = flags.DEFINE_multi_string("option", [], "name=value for single suites; see below.", flag_values=_FLAGS)
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join a multi-host run (Cloud TPU, SLURM).", flag_values=_FLAGS)
+hosts.define(_FLAGS)
 
 _SUBJECTS = (_LOGITS_FN, _TORCH, _WEIGHTS_DIR)  # what is measured in place of a run
 
@@ -94,9 +94,8 @@ _SUBJECTS = (_LOGITS_FN, _TORCH, _WEIGHTS_DIR)  # what is measured in place of a
 def help_text() -> str:
     """What --help says: the examples, every flag, every suite, every option."""
     lines = [__doc__, "flags:"]
-    for name in (
-        holder.name for holder in vars(sys.modules[__name__]).values() if isinstance(holder, flags.FlagHolder)
-    ):
+    own = [holder.name for holder in vars(sys.modules[__name__]).values() if isinstance(holder, flags.FlagHolder)]
+    for name in (*own, *hosts.NAMES):
         default = f" [{_FLAGS[name].default}]" if _FLAGS[name].default not in (None, "", []) else ""
         lines.append(f"  --{name:14s} {_FLAGS[name].help.splitlines()[0].rstrip(';')}{default}")
     lines += ["", "suites:"]
@@ -267,12 +266,12 @@ def split_name(examples: int) -> str:
 def evaluate() -> dict[str, Any]:
     """Does what the flags ask for and returns the content of result.json."""
     names = check_flags()
-    if _DISTRIBUTED.value:
-        parallel.initialize()
+    hosts.join(_FLAGS)
     path = pathlib.Path(_WORKDIR.value) / record.RESULT if _WORKDIR.value else None
     if path is not None:
         check("workdir", _WORKDIR.value, path.parent.is_dir() or not path.parent.exists(), "a folder")
         record.read(path)  # a damaged one is told before hours are spent
+    hosts.check_alike({"flags": _FLAGS.flag_values_dict() | {"process": None}})
     measured = subject()
     batches, source = examples(measured.config)
     check_fit(measured, batches, source)
@@ -292,7 +291,8 @@ def _work(arguments: Sequence[str]) -> dict[str, Any] | None:
     if commands.wants_help(arguments):
         return print(help_text())
     commands.parse(_FLAGS, arguments)
-    return evaluate()
+    with hosts.watched():
+        return evaluate()
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from robust_vit import attacks, commands, data, errors, models
+from robust_vit import attacks, commands, data, errors, hosts, models
 from robust_vit import config as config_lib
 from robust_vit.config import ConfigDict
 
@@ -40,7 +40,7 @@ def _flags() -> flags.FlagValues:
         "Own data in place of the config's: folder:/path, npz:/path, huggingface:name.",
         flag_values=values,
     )
-    flags.DEFINE_bool("distributed", False, "Join a multi-host run (Cloud TPU, SLURM).", flag_values=values)
+    hosts.define(values)
     return values
 
 
@@ -174,11 +174,9 @@ def train(arguments: Sequence[str]) -> dict[str, Any] | None:
     if commands.wants_help(arguments):
         return print(help_text())
     config, own = parse(arguments)
-    from robust_vit import parallel
     from robust_vit.training import loop
 
-    if own.distributed:
-        parallel.initialize()
+    hosts.join(own)
     return loop.run(config, own.workdir)
 
 

@@ -1,12 +1,15 @@
-"""The only file that knows devices: mesh, shardings, compilation, pmap, global arrays, multi-host start.
+"""The only file that knows devices: mesh, shardings, compilation, pmap, global arrays, collectives between hosts.
 
 One `jax.jit` over global arrays on a mesh is the way the trainer and the evaluator run: batches are split over the mesh
-axis `data`, the state is replicated, and XLA inserts the one all-reduce of the gradients. Since JAX 0.10 `jax.pmap` is
-itself a wrapper of `jit(shard_map)`; `pmap` below is its door for code that works with per-device arrays (a leading
-axis of devices).
+axis `data`, the state is replicated or split by the rule of `layout`, and XLA inserts the one all-reduce of the
+gradients. Since JAX 0.10 `jax.pmap` is itself a wrapper of `jit(shard_map)`; `pmap` below is its door for code that
+works with per-device arrays (a leading axis of devices).
 """
 
+import fnmatch
 import functools
+import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -18,12 +21,36 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from robust_vit.errors import check
 
 DATA = "data"  # the name of the mesh axis that examples are split over
+SHARDINGS = ("replicated", "fsdp")
+SMALL = 2**12  # numbers; to gather a smaller leaf costs more than it saves
+PATIENCE = 300  # seconds that a process waits for the coordinator
+SILENCE = 60  # seconds without a sign of life after which a process of the job counts as dead
 
 
-def initialize(coordinator: str | None = None, processes: int | None = None, index: int | None = None) -> None:
-    """Joins a multi-host run, before any other JAX call. On Cloud TPU and SLURM JAX finds the arguments itself."""
-    if not jax.distributed.is_initialized():
-        jax.distributed.initialize(coordinator, processes, index)
+def initialize(
+    coordinator: str | None = None, processes: int | None = None, index: int | None = None, timeout: float = PATIENCE
+) -> None:
+    """Joins a multi-host run, before any other JAX call. On Cloud TPU and SLURM JAX finds the arguments itself.
+
+    Args:
+      coordinator: host:port of the first process.
+      processes: how many there are.
+      index: this one's number, from 0.
+      timeout: seconds to wait for the coordinator.
+
+    Raises:
+      ValueError: in one line, if it is not reached in that time, or is not known.
+    """
+    if jax.distributed.is_initialized():
+        return
+    try:
+        jax.distributed.initialize(
+            coordinator, processes, index, initialization_timeout=math.ceil(timeout), heartbeat_timeout_seconds=SILENCE
+        )
+    except (jax.errors.JaxRuntimeError, ValueError, RuntimeError) as error:
+        where = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+        said = " ".join(str(error).split())[:160]
+        raise ValueError(f"coordinator = {where!r}: not joined within {timeout:g} s: {said}") from None
 
 
 def mesh(devices: int | Sequence[jax.Device] | None = None) -> Mesh:
@@ -54,6 +81,42 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def layout(mesh: Mesh, tree: Any, sharding: str = "replicated", whole: Sequence[str] = ()) -> Any:
+    """Says where every leaf of a state lies: one `NamedSharding` a leaf.
+
+    "replicated": a copy on every device. "fsdp": each leaf is split over the devices along its longest axis that
+    divides by their number, so that every device keeps its share of weights, moments and averages. What has no such
+    axis or is small stays whole, and so does what is named.
+
+    Args:
+      mesh: the devices.
+      tree: arrays, or their shapes.
+      sharding: one of SHARDINGS.
+      whole: patterns of parameters that are not split, nor their moments and averages: "head", "blocks_[0-5]".
+    """
+
+    def one(path: Any, leaf: Any) -> NamedSharding:
+        parts = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        kept = sharding == "replicated" or any(named("/".join(parts[i:]), whole) for i in range(len(parts)))
+        axes = [axis for axis, size in enumerate(leaf.shape) if size % mesh.size == 0]
+        if kept or not axes or math.prod(leaf.shape) < SMALL:
+            return replicated(mesh)
+        longest = max(axes, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[None] * longest, DATA))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def named(path: str, patterns: Iterable[str]) -> bool:
+    """Whether one of the patterns means a path, or something that holds it, as in `optimizer.freeze`."""
+    return any(fnmatch.fnmatchcase(path, one) or fnmatch.fnmatchcase(path, f"{one}/*") for one in patterns)
+
+
+def constrained(mesh: Mesh, sharding: str = "replicated", whole: Sequence[str] = ()) -> Callable[[Any], Any]:
+    """Makes a function that asks the compiler to have a tree lie as `layout` says, inside a compiled program."""
+    return lambda tree: jax.lax.with_sharding_constraint(tree, layout(mesh, tree, sharding, whole))
+
+
 def global_batch(mesh: Mesh, batch: Any) -> Any:
     """Puts this host's slice of a batch (arrays [B / hosts, ...]) on its devices as global arrays [B, ...]."""
     sharding = batched(mesh)
@@ -73,19 +136,38 @@ def _copy_program(mesh: Mesh) -> Callable[[Any], Any]:
     return jax.jit(lambda x: x, out_shardings=replicated(mesh))
 
 
+def copied(tree: Any, places: Any) -> Any:
+    """Copies a tree to where `layout` says; buffers of its own, as in `replicate`."""
+    return jax.jit(lambda x: x, out_shardings=places)(tree)
+
+
+def fetch(leaf: Any) -> np.ndarray:
+    """An array as NumPy has it, on every host: of one that is split over hosts, all hosts have to ask for it."""
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+    return np.asarray(leaf)
+
+
 def compile(
-    function: Callable[..., Any], mesh: Mesh, *, arguments: str, results: str | None = None, donate: Iterable[int] = ()
+    function: Callable[..., Any],
+    mesh: Mesh,
+    *,
+    arguments: str,
+    results: str | None = None,
+    donate: Iterable[int] = (),
+    state: Any = None,
 ) -> Callable[..., Any]:
     """`jax.jit` with shardings written as one letter an argument.
 
     Args:
       function: a pure function of global arrays.
       mesh: the devices.
-      arguments: one letter per positional argument: `b` split over the batch axis, `r` replicated.
+      arguments: one letter per positional argument: `b` split over the batch axis, `r` replicated, `s` as `state` says.
       results: the same for the results (one letter for a single result); None lets XLA choose.
       donate: positions of arguments whose buffers are reused for the results.
+      state: from `layout`, where there is an `s`.
     """
-    letters = {"b": batched(mesh), "r": replicated(mesh)}
+    letters = {"b": batched(mesh), "r": replicated(mesh), "s": state}
     shardings = tuple(letters[letter] for letter in arguments)
     outputs = (
         {}
@@ -128,3 +210,21 @@ def agree(value: bool) -> bool:
     if jax.process_count() == 1:
         return value
     return bool(multihost_utils.process_allgather(np.asarray(value)).all())
+
+
+def gather_text(text: str) -> list[str]:
+    """The texts of all hosts, in their order. All of them have to ask."""
+    if jax.process_count() == 1:
+        return [text]
+    content = np.frombuffer(text.encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.asarray(len(content)))
+    padded = np.pad(content, (0, int(lengths.max()) - len(content)))
+    rows = multihost_utils.process_allgather(padded)
+    return [row[:length].tobytes().decode() for row, length in zip(rows, lengths)]
+
+
+def gather_rows(rows: np.ndarray) -> np.ndarray:
+    """Rows [n, ...] of every host, joined in the order of the hosts; each has as many. All of them have to ask."""
+    if jax.process_count() == 1:
+        return rows
+    return np.asarray(multihost_utils.process_allgather(rows, tiled=True))

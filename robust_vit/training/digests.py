@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from robust_vit import parallel
+
 Described = dict[str, dict[str, Any]]  # leaf name -> {"shape": [...], "dtype": "float32"}, with "sha256" in a record
 
 
@@ -92,7 +94,7 @@ def difference(there: Described, here: Described) -> str | None:
 def nonfinite(state: Any) -> str | None:
     """Returns the name of the first leaf that holds a NaN or an infinity; None if all are finite."""
     for name, leaf in leaves(state).items():
-        if jax.dtypes.issubdtype(leaf.dtype, np.inexact) and not np.isfinite(np.asarray(leaf)).all():
+        if jax.dtypes.issubdtype(leaf.dtype, np.inexact) and not np.isfinite(parallel.fetch(leaf)).all():
             return name
     return None
 
@@ -102,7 +104,7 @@ def _brief(leaf: Mapping[str, Any] | None) -> str:
 
 
 def _digest(leaf: Any) -> str:
-    return hashlib.sha256(np.ascontiguousarray(np.asarray(leaf)).tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(parallel.fetch(leaf)).tobytes()).hexdigest()
 
 
 def _text(value: Any) -> str:

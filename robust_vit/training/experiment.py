@@ -1,20 +1,22 @@
 """A configuration turned into the parts of a run: nothing is compiled here."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from robust_vit import attacks, data, parallel
 from robust_vit import config as config_lib
 from robust_vit.config import ConfigDict
 from robust_vit.data import pipeline
-from robust_vit.errors import check
+from robust_vit.errors import check, nearest
 from robust_vit.models import summary
-from robust_vit.training import chosen, encoding, groups, optimizer, schedules, stages, step, validate
+from robust_vit.training import chosen, encoding, groups, optimizer, reduction, schedules, stages, step, validate
 from robust_vit.typing import Array, Attack
 
 
@@ -46,12 +48,14 @@ class Experiment:
         return self.stages[-1].step
 
 
-def build(config: ConfigDict, resumed: bool = False) -> Experiment:
+def build(config: ConfigDict, resumed: bool = False, mesh: Mesh | None = None, dataset: Any = None) -> Experiment:
     """Checks a configuration and builds the parts it describes.
 
     Args:
       config: a complete configuration; what follows from others of its fields is filled in.
       resumed: of a run that is under way, and does not look again at what it began from.
+      mesh: devices that are described and not here; those of the configuration by default.
+      dataset: in place of the configuration's.
 
     Raises:
       ValueError: one line that names the field, its value and what is allowed.
@@ -59,10 +63,11 @@ def build(config: ConfigDict, resumed: bool = False) -> Experiment:
     validate.validate(config)
     if not resumed:
         validate.initial(config.initial)
-    mesh = parallel.mesh(config.parallel.devices)
+    mesh = parallel.mesh(config.parallel.devices) if mesh is None else mesh
     validate.batches(config, mesh.size)
-    dataset = build_data(config)
-    dataset.check()
+    if dataset is None:
+        dataset = build_data(config)
+        dataset.check()
     resolve(config, dataset)
     encoding.resolve(config)
     module = chosen.model(config.model.name, model_keywords(config))
@@ -71,6 +76,7 @@ def build(config: ConfigDict, resumed: bool = False) -> Experiment:
     o = config.optimizer
     if o.freeze or o.layer_decay != 1:
         groups.validate(summary.shapes(module)["params"], o.layer_decay, config_lib.plain(o.freeze))
+    _check_whole(config, module)
     tx = optimizer.build(**chosen.optimizer_keywords(o))
     steps_per_epoch = len(dataset.train) / config.data.batch_size
     total = max(1, round(config.training.epochs * steps_per_epoch))
@@ -79,12 +85,12 @@ def build(config: ConfigDict, resumed: bool = False) -> Experiment:
     rate = schedules.learning_rate(total_steps=total, steps_per_epoch=steps_per_epoch, **rates)
     warmup = config_lib.keywords(config.attack, schedules.strength)
     strength = schedules.strength(steps_per_epoch=steps_per_epoch, **warmup)
-    parts = build_stages(config, module, tx, dataset, total, steps_per_epoch)
+    parts = build_stages(config, module, tx, dataset, total, steps_per_epoch, mesh)
     return Experiment(config, mesh, dataset, module, attack, tx, parts, rate, strength, total, steps_per_epoch)
 
 
 def build_stages(
-    config: ConfigDict, module: Any, tx: Any, dataset: Any, total: int, steps_per_epoch: float
+    config: ConfigDict, module: Any, tx: Any, dataset: Any, total: int, steps_per_epoch: float, mesh: Mesh | None = None
 ) -> list[stages.Stage]:
     """The stages of training, each with its step: one, where the configuration has none.
 
@@ -107,7 +113,7 @@ def build_stages(
         said = f"stage {i + 1} of {count}: images of {size[0]}x{size[1]}, {own.name} of {own.steps} steps"
         attack_at = chosen.attack_at(own, module)
         shrink = None if size == whole[:2] else size
-        one = build_step(config, on, attack, tx, dataset, steps_per_epoch, shrink, attack_at)
+        one = build_step(config, on, attack, tx, dataset, steps_per_epoch, shrink, attack_at, mesh)
         made.append(stages.Stage(until, size, on, attack, one, said))
     return made
 
@@ -121,6 +127,7 @@ def build_step(
     steps_per_epoch: float,
     size: tuple[int, int] | None = None,
     attack_at: Callable[[Array], Attack] | None = None,
+    mesh: Mesh | None = None,
 ) -> step.Step:
     """The step of a stage.
 
@@ -129,6 +136,7 @@ def build_step(
         them.
       size: what its images are resized to; None for as they are.
       attack_at: see `step.make`.
+      mesh: what the state lies on; one device by default.
     """
     return step.make(
         encoding.trained(module, config.objective.name),
@@ -149,7 +157,23 @@ def build_step(
         awp_gamma=config.awp.gamma,
         awp_from_epoch=config.awp.from_epoch,
         freeze=config_lib.plain(config.optimizer.freeze),
+        **_placement(config, mesh),
     )
+
+
+def _placement(config: ConfigDict, mesh: Mesh | None) -> dict[str, Any]:
+    """What the step does about devices: keywords of `step.make`."""
+    parts, section, found = config.optimizer.accumulation, config.parallel, {}
+    if mesh is None or mesh.size == 1:
+        return found
+    if section.sharding != "replicated":
+        found["gather"] = parallel.constrained(mesh)
+        found["scatter"] = parallel.constrained(mesh, section.sharding, tuple(section.whole))
+    # An attack on the training pass draws that pass's noise from the batch's first example, which is on one device.
+    noisy = config.attack.batch_norm == "train" and config.model.drop_path > 0
+    if parts > 1 and not noisy:
+        found["once"] = functools.partial(reduction.once, mesh=mesh, parts=parts)
+    return found
 
 
 def build_data(config: ConfigDict) -> data.Dataset:
@@ -183,6 +207,14 @@ def _check_training_size(name: str, keywords: dict[str, Any], module: Any, datas
     except Exception as error:  # of a reshape, a kernel, an addition: each model fails in its own place
         allowed = f"{evaluated}, as data.evaluation_transforms make them: {name} takes no two sizes"
         raise ValueError(f"image shape after data.train_transforms = {trained}: must be {allowed}") from error
+
+
+def _check_whole(config: ConfigDict, module: Any) -> None:
+    """Raises ValueError for a pattern of `parallel.whole` that names no parameter."""
+    found = groups.every_name(summary.shapes(module)["params"]) if config.parallel.whole else []
+    for pattern in config.parallel.whole:
+        known = any(parallel.named(name, [pattern]) for name in found)
+        check("parallel.whole", pattern, known, f"a pattern of the model's parameters{nearest(pattern, found)}")
 
 
 def validation_attack(config: ConfigDict) -> Attack:

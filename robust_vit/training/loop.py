@@ -7,7 +7,7 @@ A reader who knows the parts can begin at `run`.
 """
 
 import contextlib
-import functools
+import json
 import math
 import pathlib
 from typing import Any
@@ -16,11 +16,11 @@ import jax
 import numpy as np
 
 from robust_vit import config as config_lib
-from robust_vit import locks, models, objectives, parallel, provenance
+from robust_vit import hosts, locks, models, parallel, provenance
 from robust_vit.config import ConfigDict
 from robust_vit.data import pipeline
 from robust_vit.evaluation.measure import Measurer
-from robust_vit.training import alarm, checkpoint, finish, frozen, initial, stages, state, trackers
+from robust_vit.training import alarm, checkpoint, finish, frozen, initial, programs, stages, state, trackers
 from robust_vit.training.alarm import Alarm
 from robust_vit.training.checkpoint import Checkpoints, NonFiniteError, selection
 from robust_vit.training.experiment import Experiment, build, evaluation_batches, validation_attack
@@ -42,11 +42,14 @@ def run(config: ConfigDict, workdir: str | pathlib.Path, live: bool | None = Non
       The test results of the selected checkpoint, or None when a signal stopped the run before its end.
     """
     workdir = pathlib.Path(workdir)
+    hosts.check_alike({"config": json.loads(config_lib.to_json(config))})
     checkpoint.check_path(workdir)
     experiment = build(config, resumed := checkpoint.any_saved(workdir))
     teacher = frozen.of(experiment)  # before the folder is claimed for a run that cannot begin
     trackers.check(config.training.trackers)
+    hosts.check_alike({"data": experiment.dataset.digests()} if jax.process_count() > 1 else {})
     with contextlib.ExitStack() as stack:
+        stack.enter_context(hosts.watched())
         if parallel.is_main():  # the other hosts are guests of this one
             stack.enter_context(locks.hold(workdir, "workdir"))
         begin = None if resumed else initial.load(config.initial, experiment.module)
@@ -97,6 +100,7 @@ def _claim_config(workdir: pathlib.Path, config: ConfigDict) -> None:
         if "workers" in stored.data:
             stored.data.workers = config.data.workers  # who reads changes no batch, and another machine has other cores
         stored.training.trackers = config.training.trackers  # nor does who is told of the figures
+        stored.parallel = config.parallel  # nor, but for rounding, on how many devices the state lies, and how
         found = config_lib.differences(stored, config_lib.from_json(text))
         if found:
             raise ValueError(f"workdir = {str(workdir)!r}: holds a run with {found[0]}; choose another folder")
@@ -153,8 +157,7 @@ class Trainer:
     ):
         self.experiment, self.config, self.workdir = experiment, experiment.config, workdir
         e, c = experiment, experiment.config
-        compile_one = functools.partial(parallel.compile, mesh=e.mesh, arguments="rbrrr", results="rr", donate=(0,))
-        self.compiled = [compile_one(stage.step) for stage in e.stages]
+        self.compiled = [programs.compile_step(e, stage) for stage in e.stages]
         self.batches = pipeline.train(
             e.dataset.train,
             batch_size=c.data.batch_size,
@@ -186,25 +189,13 @@ class Trainer:
 
     def _restore(self, begin: initial.Initial | None) -> state.TrainState:
         e = self.experiment
-        create = functools.partial(
-            state.create,
-            e.module,
-            e.tx,
-            tuple(e.dataset.image_shape),
-            self.config.seed,
-            self.config.optimizer.ema_decay > 0,
-            functools.partial(objectives.memory, self.config.objective.name, e.dataset.num_classes),
-        )
-        sharding = parallel.replicated(e.mesh)
-        shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(create)
-        )
+        shapes = programs.abstract_state(e)
         found = self.checkpoints.restore(shapes)
         if found is None:
-            return jax.jit(create, out_shardings=sharding)(initial=begin and begin.variables)
+            return programs.initial_state(e, begin and begin.variables)
         restored, position = found
         self.batches.set_state(position)
-        return parallel.replicate(e.mesh, restored)  # own buffers: the step donates them
+        return parallel.copied(restored, programs.places(e))  # own buffers: the step donates them
 
     def train(self) -> bool:
         """Runs to the end; returns False if SIGTERM or Ctrl-C stopped it first, after saving."""

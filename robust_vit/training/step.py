@@ -136,6 +136,9 @@ def make(
     awp_gamma: float = 0.0,
     awp_from_epoch: float = 0.0,
     freeze: Sequence[str] = (),
+    gather: Callable[[Any], Any] = lambda tree: tree,
+    scatter: Callable[[Any], Any] = lambda tree: tree,
+    once: Callable[..., Any] = lambda gradients: gradients,
 ) -> Step:
     """Makes the step.
 
@@ -158,6 +161,9 @@ def make(
       awp_gamma: of `weight_perturbation`; 0 for none.
       awp_from_epoch: before it gamma counts as 0.
       freeze: patterns of what stays as it is, averages of BatchNorm included: `groups.scales`.
+      gather: makes weights that are split over devices whole. Once a step: every pass of the attack takes the same.
+      scatter: splits the gradient as the weights are split.
+      once: around the gradients of a batch in parts: has devices add them up once, `reduction.once`.
 
     Returns:
       step(state, batch, learning_rate, strength, teacher=None) -> (state, metrics). A step whose loss, gradient or
@@ -192,11 +198,12 @@ def make(
         view = functools.partial(adversary_view, batch_norm=batch_norm, branch_keep=ramp(epoch, ard_epochs))
         loss = functools.partial(_loss, module=module, objective=objective, attack=own, strength=strength, view=view)
         gradient = groups.held(jax.grad(loss, has_aux=True), freeze)
-        gradients = functools.partial(_gradients, gradient, accumulation)
+        gradients = once(functools.partial(_gradients, gradient, accumulation))
         if awp_gamma:
             gradients = perturbed(gradients, jnp.where(epoch >= awp_from_epoch, awp_gamma, 0.0))
-        grads, left = gradients(state.params, stats=state.batch_stats, aside=aside, batch=batch)
+        grads, left = gradients(gather(state.params), stats=state.batch_stats, aside=aside, batch=batch)
         left = left._replace(statistics=groups.without_frozen(left.statistics, state.batch_stats, freeze))
+        grads = scatter(grads)
         norm = optax.tree.norm(grads)
         updates, optimizer = tx.update(grads, state.optimizer, state.params)
         params = jax.tree.map(lambda w, u: w - learning_rate * u, state.params, updates)

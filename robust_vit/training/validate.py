@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from robust_vit import attacks, data, models, objectives
+from robust_vit import attacks, data, models, objectives, parallel
 from robust_vit import config as config_lib
 from robust_vit.attacks import norms
 from robust_vit.config import ConfigDict
@@ -156,6 +156,8 @@ FIELDS: dict[str, Rule] = {
     "evaluation.restarts": whole(1),
     "evaluation.report_examples": whole(0),
     "parallel.devices": whole(0),
+    "parallel.sharding": one_of(*parallel.SHARDINGS),
+    "parallel.whole": patterns,
 }
 FREE = (
     "data.options.",
@@ -262,6 +264,8 @@ def _joined(config: ConfigDict) -> None:
     sides = tuple(config.stages.image_sizes)
     check("stages.image_sizes", sides, not (sides and config.objective.teacher), "left out with objective.teacher")
     _alarm(config)
+    kept, split = tuple(config.parallel.whole), config.parallel.sharding == "fsdp"
+    check("parallel.whole", kept, split or not kept, "left out with parallel.sharding = 'replicated'")
     allowed = f"with attack.zero_epochs = {c.zero_epochs:g} no longer than training.epochs = {t.epochs:g}"
     check("attack.warmup_epochs", c.warmup_epochs, c.warmup_epochs + c.zero_epochs <= t.epochs, allowed)
     unused = c.schedule == "constant" and c.warmup_epochs > 0

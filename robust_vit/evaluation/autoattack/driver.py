@@ -70,6 +70,8 @@ def autoattack(
     stochastic: bool = False,
     mesh: Mesh | None = None,
     on_event: Callable[[Event], None] | None = None,
+    everywhere: Callable[[int], int] = int,
+    open_ledger: Callable[[dict[str, Any]], Ledger] | None = None,
 ) -> Result:
     """Runs an ensemble of attacks on every point and reports what stands.
 
@@ -99,6 +101,9 @@ def autoattack(
       mesh: devices to split the tiles over (`parallel.mesh`); one device by default.
       on_event: called with {"event": "clean" | "attack" | "outcome" | "attack_done", ...} as things happen; what it
         raises ends the run.
+      everywhere: of a share of the points, a number of points here -> of all shares together: tiles are then those of
+        the whole, and so are the flags (`over_hosts`).
+      open_ledger: header -> the ledger in `workdir`; `Ledger(workdir, header)` by default.
 
     Returns:
       A `results.Result`.
@@ -125,8 +130,10 @@ def autoattack(
     named = version if isinstance(version, str) else list(version)
     with nullcontext() if workdir is None else locks.hold(workdir, "workdir", notes.append):
         header = _header(model, points, given, parts, named, hash_data=workdir is not None)
-        ledger = None if workdir is None else Ledger(workdir, header)
-        evaluation = Evaluation(model, low, points, given, classes, ledger, on_event or (lambda event: None), notes)
+        opened = open_ledger or functools.partial(Ledger, workdir)
+        ledger = None if workdir is None else opened(header)
+        told = on_event or (lambda event: None)
+        evaluation = Evaluation(model, low, points, given, classes, ledger, told, notes, everywhere)
         evaluation.begin(parts)
         for part in parts:
             evaluation.attack(part)
@@ -173,6 +180,7 @@ class Evaluation:
       ledger: where entries are kept; None keeps nothing.
       on_event: see `autoattack`.
       notes: what a reader of the figures must know.
+      everywhere: see `autoattack`.
     """
 
     def __init__(
@@ -185,13 +193,15 @@ class Evaluation:
         ledger: Ledger | None,
         on_event: Callable[[Event], None],
         notes: list[str],
+        everywhere: Callable[[int], int] = int,
     ):
         self.model, self.low, self.points, self.given, self.classes = model, low, points, given, classes
-        self.on_event, self.notes = on_event, notes
+        self.on_event, self.notes, self.everywhere = on_event, notes, everywhere
+        self.count = everywhere(len(points.labels))  # points, here or elsewhere
         self.keys = None  # of the model's own draws, for stochastic ones
         if given.stochastic:
             self.keys = randomness.example_keys(given.seed, points.indices.astype(np.uint32), randomness.MODEL)
-        self.judge = Judge(model, given.fitted(len(points.labels)), given.mesh, self.keys)
+        self.judge = Judge(model, given.fitted(self.count), given.mesh, self.keys)
         self.examiner = Examiner(self.judge, points, given.norm)
         self.session = Session(ledger, given.batch_size)
         if self.session.resumed:
@@ -200,7 +210,7 @@ class Evaluation:
 
     def begin(self, parts: Sequence[Part]) -> None:
         """Runs the canary and the clean pass."""
-        slots = max(self._slots(part, len(self.points.labels)) for part in parts)
+        slots = max(self._slots(part, self.count) for part in parts)
         settings = {"slots": slots, "keys": self.keys, "mesh": self.given.mesh, "effort": programs.STEADY}
         check = functools.partial(canary.check, **settings)
         self.canary = check(self.model, self.points.images).to_dict()
@@ -236,11 +246,12 @@ class Evaluation:
 
     def _schedule(self, part: Part, rows: list[int], model: LogitsFn, dtype: str, row: AttackRow) -> None:
         """Runs an attack on the rows in one precision."""
+        standing = self.everywhere(len(rows))
         if not rows:
             return
         given, chain = self.given, self._chain(part)
         run = runs.build(part, given.norm, given.stochastic, self.classes)
-        slots, known = self._slots(part, len(rows)), self._replay(part, rows, dtype)
+        slots, known = self._slots(part, standing), self._replay(part, rows, dtype)
         compiled = self.judge.compile_seconds
         tally = scheduler.schedule(
             run, model, self.points, rows, chain,
@@ -252,7 +263,7 @@ class Evaluation:
     def _slots(self, part: Part, rows: int) -> int:
         """The tile of an attack. It may depend on how much work there is, never on how the work is batched."""
         free = runs.gradient_free(part)
-        share = -(-(rows if free else len(self.points.labels)) * len(part.items) // scheduler.LANES)
+        share = -(-(rows if free else self.count) * len(part.items) // scheduler.LANES)
         if free:
             return scheduler.balanced(share, self.given.forward_tile, self.given.multiple)
         return self.given.fitted(share)

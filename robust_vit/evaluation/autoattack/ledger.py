@@ -235,6 +235,31 @@ def _read_shard(ledger: pathlib.Path, path: pathlib.Path) -> np.ndarray:
     return images
 
 
+def join(folder: str | os.PathLike[str], header: Mapping[str, Any], parts: Iterable[str | os.PathLike[str]]) -> Ledger:
+    """Opens a book and enters what the books of its parts hold and it does not.
+
+    Args:
+      folder: of the book.
+      header: of the whole evaluation.
+      parts: folders of the books of the same evaluation on some of its points each.
+
+    Raises:
+      ValueError: as `Ledger`; or for a part that evaluates something else, but for its data.
+    """
+    whole = Ledger(folder, header)
+    known = {(entry.index, entry.attack, entry.item, entry.dtype, entry.status) for entry in whole.entries}
+    for part in parts:
+        found = read(part).header or {}
+        own = Ledger(part, dict(header) | {"data": found.get("data")})
+        images = own.images()
+        for entry in own.entries:
+            if (entry.index, entry.attack, entry.item, entry.dtype, entry.status) not in known:
+                image = images.get((entry.index, entry.attack, entry.item)) if entry.image is not None else None
+                whole.add(dataclasses.replace(entry, image=None), image)
+    whole.flush()
+    return whole
+
+
 def refuse_other(path: pathlib.Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raises ValueError, one line that names what differs, unless the header found in a book is the one of this run."""
     wanted = json.loads(json.dumps(wanted, default=str))

@@ -11,11 +11,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from robust_vit import errors, models, parallel
 from robust_vit.evaluation import pairs
 from robust_vit.evaluation.autoattack import arguments, ensembles, runs
 from robust_vit.evaluation.autoattack.driver import RESULT, autoattack
+from robust_vit.evaluation.autoattack.over_hosts import autoattack_over_hosts
 from robust_vit.evaluation.autoattack.quick import gap
 from robust_vit.evaluation.autoattack.results import Result
 from robust_vit.evaluation.leaderboard import save_adversarial
@@ -81,10 +83,10 @@ def gradient_free(context: Context) -> bool:
 
 def _run(context: Context, version: str | list[str]) -> dict[str, Any]:
     chosen = {word: context.options.get(f"autoattack_{name}") for name, word in KEYWORDS.items()}
-    images, labels, indices = context.first(context.options.get("autoattack_points"))
-    devices = context.mesh or (parallel.mesh() if jax.device_count() > 1 else None)
+    images, labels, indices = context.everywhere(context.options.get("autoattack_points"))
     folder = _folder(context, version, len(labels))
-    result = autoattack(
+    run = autoattack if jax.process_count() == 1 else autoattack_over_hosts
+    result = run(
         context.differentiated(_quick_to_compile(context)),
         images,
         labels,
@@ -94,13 +96,23 @@ def _run(context: Context, version: str | list[str]) -> dict[str, Any]:
         seed=context.seed,
         workdir=folder,
         indices=indices,
-        mesh=devices,
+        mesh=_devices(context),
         on_event=lambda event: _tell(context, event),
         **{word: value for word, value in chosen.items() if value is not None},
     )
+    if result is None:
+        return json.loads(parallel.gather_text("")[0])
     for line in [*result.table().splitlines(), *_gaps(folder, result)]:
         context.say(line)
-    return _entry(context, result, folder) | _files(context, result, labels, folder)
+    entry = _entry(context, result, folder) | _files(context, result, labels, folder)
+    return json.loads(parallel.gather_text(json.dumps(entry))[0])
+
+
+def _devices(context: Context) -> Mesh | None:
+    """What tiles are split over: the devices asked for, of this host; None for a single one."""
+    if jax.process_count() == 1:
+        return context.mesh or (parallel.mesh() if jax.device_count() > 1 else None)
+    return parallel.mesh(jax.local_devices()) if jax.local_device_count() > 1 else None
 
 
 def _files(context: Context, result: Result, labels: np.ndarray, folder: pathlib.Path | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from robust_vit import attacks, errors, randomness
+from robust_vit import attacks, errors, parallel, randomness
 from robust_vit.attacks import norms
 from robust_vit.evaluation import fingerprint
 from robust_vit.evaluation.callables import as_logits_fn
@@ -118,9 +118,17 @@ class Context:
 
     def first(self, count: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The first so many examples; see `arrays`."""
+        return self._first(count, lambda values: values)
+
+    def everywhere(self, count: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`first` of the examples of all hosts, the same on each, in the order of a single host. All have to ask."""
+        return self._first(count, parallel.gather_rows)
+
+    def _first(self, count: int | None, joined: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, ...]:
         parts: list[dict[str, np.ndarray]] = []
         for batch in padded(self.batches()):
-            parts.append({name: value[batch["mask"]] for name, value in batch.items()})
+            whole = {name: joined(value) for name, value in batch.items()}
+            parts.append({name: value[whole["mask"]] for name, value in whole.items()})
             if count is not None and sum(len(part["label"]) for part in parts) >= count:
                 break
         return tuple(np.concatenate([part[name] for part in parts])[:count] for name in ("image", "label", "index"))

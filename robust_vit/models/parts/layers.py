@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
 
-from robust_vit.models.parts import activations, convolution, initializers
+from robust_vit.models.parts import activations, convolution, initializers, noise
 from robust_vit.typing import Array
 
 
@@ -250,7 +249,7 @@ class DropPath(nn.Module):
         if not train or rate is None or (isinstance(rate, int | float) and rate == 0):
             return x
         keep = 1 - rate
-        mask = jax.random.bernoulli(self.make_rng("dropout"), keep, (x.shape[0],) + (1,) * (x.ndim - 1))
+        mask = noise.coins(self.make_rng("dropout"), keep, x.shape[0]).reshape((-1,) + (1,) * (x.ndim - 1))
         return jnp.where(mask, x / jnp.asarray(keep, x.dtype), jnp.zeros_like(x))
 
 
