@@ -58,12 +58,12 @@ TINY = ["--config=digits:adversarial", "--config.model.depth=1", "--config.model
 
 
 def test_what_does_not_fit_is_answered_with_what_does():
-    """2**25 images a step want more than the chips have; in parts, or fewer of them, they fit."""
-    flags = ["--topology=v5e:1x1", f"--config.data.batch_size={2**26}", "--config.attack.steps=1", "--noautoattack"]
+    """2**22 images a step want more than the chips have; in parts, or fewer of them, they fit."""
+    flags = ["--topology=v5e:2x2", f"--config.data.batch_size={2**22}", "--config.attack.steps=1", "--noautoattack"]
     done = run("-m", "robust_vit.plan", *TINY, *flags, "--config.optimizer.warmup_epochs=0")
     assert done.returncode == 1 and "do not fit: it wants" in done.stdout, done.stdout + done.stderr[-2000:]
     assert "largest batch that fits as it is: " in done.stdout and "fits at" in done.stdout
-    assert done.stderr.splitlines()[-1].startswith("error: plan: the training step does not fit on v5e:1x1")
+    assert done.stderr.splitlines()[-1].startswith("error: plan: the training step does not fit on v5e:2x2")
 
 
 def test_a_topology_that_does_not_exist_is_one_line():
