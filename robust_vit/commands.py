@@ -26,6 +26,7 @@ COMMANDS = {
     "sweep": ("robust_vit.sweep", "variants of a run one after another, and their table; or their command lines"),
     "compare": ("robust_vit.compare", "runs side by side, with the paired difference"),
     "explain": ("robust_vit.explain", "pictures of what a run does under attack, with their numbers"),
+    "leaderboard": ("robust_vit.leaderboard", "all runs in one table: Markdown, CSV and HTML"),
     "preview": ("robust_vit.preview", "draw what augmentation makes of the training images"),
     "plan": ("robust_vit.plan", "memory, arithmetic, hours and cost of a run on TPUs or GPUs that are not here"),
     "doctor": ("robust_vit.doctor", "is this installation fit to compute? versions, devices, numerical checks"),
@@ -55,7 +56,7 @@ def script() -> None:
 
 def overview() -> str:
     """What `robust-vit --help` says."""
-    lines = [f"  {name:10s} {what}" for name, (_, what) in COMMANDS.items()]
+    lines = [f"  {name:11s} {what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join(["usage: robust-vit COMMAND ...; robust-vit COMMAND --help tells more", "", *lines])
 
 

@@ -7,6 +7,7 @@ it in a file. Several runs are drawn side by side, on the same images. What ther
 
     robust-vit explain --workdir=runs/digits --what=attention,filmstrip
     robust-vit explain --workdir=runs/digits --workdir=runs/plain --what=semantics --out=pictures
+    robust-vit explain --compare runs/digits runs/plain                  # the two on one page
 
 Without --what everything is drawn that the runs have. Pictures show the first --examples images of the split; figures
 with intervals are of all of them, or of --limit.
@@ -24,6 +25,7 @@ import numpy as np
 from absl import flags
 
 from robust_vit import commands, loading, provenance
+from robust_vit.analysis import report
 from robust_vit.classifier import Classifier
 from robust_vit.errors import check, lookup
 from robust_vit.threat import Threat
@@ -64,6 +66,9 @@ _LIMIT = flags.DEFINE_integer("limit", None, "Images behind a figure; all by def
 _THREAT = flags.DEFINE_string("threat", None, "Such as linf-8/255; the first run's by default.", flag_values=_FLAGS)
 _STEPS = flags.DEFINE_integer("steps", 50, "Of PGD.", lower_bound=1, flag_values=_FLAGS)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the attacks and of every other draw.", flag_values=_FLAGS)
+_COMPARE = flags.DEFINE_bool(
+    "compare", False, "Two runs on one page: --compare RUN1 RUN2; nothing is drawn anew.", flag_values=_FLAGS
+)
 _JUDGE = flags.DEFINE_string(
     "judge",
     None,
@@ -281,7 +286,9 @@ def explain(arguments: Sequence[str]) -> dict[str, list[pathlib.Path]] | None:
     """Does what the command line asks for, and returns the files written."""
     if commands.wants_help(arguments):
         return print(f"{overview()}\n{_FLAGS.get_help()}")
-    commands.parse(_FLAGS, arguments)
+    runs = commands.parse(_FLAGS, arguments, positional="--compare" in arguments)
+    if _COMPARE.value:
+        return compare([*_WORKDIR.value, *runs])
     check("limit", _LIMIT.value, _LIMIT.value is None or _LIMIT.value > 0, "at least 1")
     options = Options(
         _SPLIT.value,
@@ -297,6 +304,16 @@ def explain(arguments: Sequence[str]) -> dict[str, list[pathlib.Path]] | None:
         lookup("what", name, KINDS)
     found = subjects(_WORKDIR.value, options)
     return draw(found, _OUT.value or found[0].folder / "explain", what)
+
+
+def compare(runs: Sequence[str]) -> dict[str, list[pathlib.Path]]:
+    """Puts two runs on one page, by default into the report of the first."""
+    check("compare", list(runs), len(runs) == 2, "two run folders: robust-vit explain --compare RUN1 RUN2")
+    first, second = (pathlib.Path(run) for run in runs)
+    out = pathlib.Path(_OUT.value) if _OUT.value else first / "report"
+    path = report.compare(first, second, out / f"{first.resolve().name}-{second.resolve().name}.html")
+    print(f"written to {path}")
+    return {"compare": [path]}
 
 
 def overview() -> str:

@@ -32,6 +32,7 @@ FLOORS = {
         "evaluate",
         "explain",
         "label",
+        "leaderboard",
         "main",
         "plan",
         "models.__main__",

@@ -5,19 +5,20 @@ examples: where AutoAttack broke one, the image by which it did, and attention w
 """
 
 import dataclasses
+import functools
 import io
 import json
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from robust_vit import provenance
-from robust_vit.analysis import walks
+from robust_vit.analysis import attention, walks
 from robust_vit.analysis.report import charts, content, stories
 from robust_vit.attacks import losses
 from robust_vit.evaluation import record
@@ -28,6 +29,7 @@ from robust_vit.typing import Array, LogitsFn
 
 EXAMPLES, SHOWN = "examples.npz", "shown.npz"
 ATTENTION = ("attention_clean", "attention_adversarial")
+FEW = 32  # images whose attention, of all blocks, is in memory at once
 
 
 class Gallery(NamedTuple):
@@ -110,8 +112,18 @@ def shown(logits_fn: LogitsFn, walk: walks.Walk, broke: dict[int, np.ndarray]) -
     found: dict[str, np.ndarray] = {"rows": rows}
     if len(rows):
         worst[rows] = np.stack([broke[int(walk.indices[row])] for row in rows])
-        found |= {"images": worst[rows], "logits": _in_batches(as_logits_fn(logits_fn), worst[rows])}
-    return found
+        classifier = as_logits_fn(logits_fn)
+        found |= {"images": worst[rows], "logits": _in_batches(lambda x: _logits(classifier, x), worst[rows])}
+    return found | attention_of(logits_fn, walk.images, worst)
+
+
+def attention_of(logits_fn: LogitsFn, images: np.ndarray, adversarial: np.ndarray) -> dict[str, np.ndarray]:
+    """Maps [N,h,w] of what the classifier reads of each image, by rollout; {} of a model that has none to roll out."""
+    roll = functools.partial(attention.attention_rollout, logits_fn)
+    try:
+        return {name: _in_batches(roll, x, FEW) for name, x in zip(ATTENTION, (images, adversarial))}
+    except ValueError:  # of convolutions, windows, or a function of another library
+        return {}
 
 
 @jax.jit
@@ -119,12 +131,12 @@ def _logits(logits_fn: LogitsFn, images: Array) -> Array:
     return losses.in_float32(logits_fn(images))
 
 
-def _in_batches(logits_fn: LogitsFn, images: np.ndarray, size: int = walks.BATCH) -> np.ndarray:
-    parts = []
+def _in_batches(function: Callable[[np.ndarray], Array], images: np.ndarray, size: int = walks.BATCH) -> np.ndarray:
+    parts, size = [], min(size, len(images))
     for start in range(0, len(images), size):
         part = images[start : start + size]
         full = np.concatenate([part, np.repeat(part[:1], size - len(part), axis=0)])  # one program serves all
-        parts.append(np.asarray(_logits(logits_fn, full))[: len(part)])
+        parts.append(np.asarray(function(full))[: len(part)])
     return np.concatenate(parts)
 
 
@@ -144,8 +156,8 @@ def read(own: pathlib.Path, classifier: str) -> Gallery | None:
         worst, logits = walk.adversarial.copy(), walk.adversarial_logits.copy()
         worst[rows], logits[rows] = held["images"], held["logits"]
         walk = dataclasses.replace(walk, adversarial=worst, adversarial_logits=logits)
-    attention = tuple(held[name] for name in ATTENTION) if ATTENTION[0] in held else None
-    return Gallery(walk, attention, str(identity.get("split")))
+    maps = tuple(held[name] for name in ATTENTION) if ATTENTION[0] in held else None
+    return Gallery(walk, maps, str(identity.get("split")))
 
 
 def _known(path: pathlib.Path, identity: dict[str, Any]) -> walks.Walk | None:

@@ -9,10 +9,11 @@ import re
 import jax
 import numpy as np
 import pytest
-from made import CLASSES, EVIL, EXAMPLES, MASKING, NAMES, WEIGHTS, entry, folder, result, walk
+from made import CLASSES, EVIL, EXAMPLES, MASKING, NAMES, entry, folder, result, walk
 from PIL import Image
 
 from robust_vit import models
+from robust_vit.analysis import attention
 from robust_vit.analysis.report import content, explanations, page
 from robust_vit.evaluation import pairs, record
 from robust_vit.evaluation.suites.context import Context
@@ -260,4 +261,8 @@ def test_the_image_by_which_autoattack_broke_a_point_is_shown(tmp_path, context,
         f"AutoAttack: stood APGD-CE; broken by APGD-T, aimed at “{names[3]}”, after 27 steps. PGD-2: "
     )
     assert data["examples"][1]["t"].startswith("AutoAttack: stood APGD-CE and Square. PGD-2: ")
-    assert WEIGHTS != context.fingerprint
+    maps = [attention.attention_rollout(context.logits_fn, x)[0] for x in (found.images[:1], worst[None])]
+    assert data["grid"] == [2, 2]
+    for told, expected in zip(data["examples"][0]["a"], maps):
+        levels = np.frombuffer(base64.b64decode(told), np.uint8).reshape(2, 2)
+        np.testing.assert_array_equal(levels, np.rint(255 * expected / expected.max()))
