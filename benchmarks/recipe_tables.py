@@ -7,7 +7,6 @@ from recipe_rows import ROWS, SWEEPS, command, sweep_command
 
 from robust_vit.evaluation import intervals
 
-MADRY = 680.0  # forward passes on an image in 40 epochs of PGD-7
 TIMES = ("seconds", "processor seconds")
 Runs = list[dict[str, Any]]
 
@@ -19,7 +18,7 @@ def written(page: str, report: dict[str, Any]) -> str:
     page = filled(page, "measured", rows_of({row: runs for row, runs in rows.items() if row not in small}))
     page = filled(page, "methods", rows_of(small))
     for name in SWEEPS:
-        page = filled(page, name, variants_of(name, report["sweeps"][name]))
+        page = filled(page, name, variants_of(name, report["sweeps"].get(name, {})))
     return filled(page, "tried", tried(report))
 
 
@@ -35,7 +34,8 @@ def rows_of(rows: dict[str, Runs]) -> str:
     """Rows as markdown, the most robust first, and the command of each."""
     ordered = sorted(rows.items(), key=lambda pair: -middle(pair[1], "autoattack")["correct"])
     words = {row: ROWS[row].words for row in rows}
-    table = markdown("row", {words[row]: runs for row, runs in ordered})
+    madry = [runs[0]["cost"] for row, runs in ordered if row.rpartition("/")[2] == "adversarial"]
+    table = markdown("row", {words[row]: runs for row, runs in ordered}, *madry)
     typed = [f"robust-vit {' '.join(command(row, runs[0]['seed']))}" for row, runs in ordered]
     notes = [
         f"{words[row]}, seed {run['seed']}: {run['note']}." for row, runs in ordered for run in runs if "note" in run
@@ -52,8 +52,8 @@ def variants_of(name: str, variants: dict[str, Runs]) -> str:
     )
 
 
-def markdown(first: str, rows: dict[str, Runs]) -> str:
-    """Rows {words: runs} as a table; times only where they were taken."""
+def markdown(first: str, rows: dict[str, Runs], basis: float = 0.0) -> str:
+    """Rows {words: runs} as a table, costs beside the basis, if any; times only where they were taken."""
     timed = [name for name in TIMES if any(name.replace(" ", "_") in run for runs in rows.values() for run in runs)]
     columns = (first, "seeds", "clean", "95 %", "AutoAttack", "95 %", "AutoAttack by seed", "cost", *timed)
     lines = [f"| {' | '.join(columns)} |", "|---|---" + (len(columns) - 2) * "|--:" + "|"]
@@ -61,15 +61,24 @@ def markdown(first: str, rows: dict[str, Runs]) -> str:
         seeds = ", ".join(str(run["seed"]) for run in runs)
         spread = " / ".join(f"{percent(run['autoattack']):.2f}" for run in runs)
         seconds = [spent(runs, name.replace(" ", "_")) for name in timed]
-        cells = [words, seeds, *accuracy(runs, "clean"), *accuracy(runs, "autoattack"), spread, cost(runs[0]), *seconds]
+        cells = [
+            words,
+            seeds,
+            *accuracy(runs, "clean"),
+            *accuracy(runs, "autoattack"),
+            spread,
+            cost(runs[0], basis),
+            *seconds,
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def cost(run: dict[str, Any]) -> str:
-    """Forward passes on an image, beside those of what the run begins with."""
+def cost(run: dict[str, Any], basis: float) -> str:
+    """Forward passes on an image, those of what the run begins with beside them; all beside the basis."""
     own, begun = run["cost"], run["begun"]
-    return f"{own:.0f} + {begun:.0f} ({(own + begun) / MADRY:.2f}x)" if begun else f"{own:.0f} ({own / MADRY:.2f}x)"
+    words = f"{own:.0f} + {begun:.0f}" if begun else f"{own:.0f}"
+    return f"{words} ({(own + begun) / basis:.2f}x)" if basis else words
 
 
 def spent(runs: Runs, name: str) -> str:

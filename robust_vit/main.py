@@ -19,7 +19,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from robust_vit import attacks, commands, data, errors, hosts, models
+from robust_vit import attacks, commands, data, errors, hosts, models, objectives
 from robust_vit import config as config_lib
 from robust_vit.config import ConfigDict
 
@@ -61,12 +61,19 @@ def _options_of_attack(config: ConfigDict) -> Mapping[str, Any]:
     return attacks.options(config.attack.name)
 
 
+def _options_of_objective(config: ConfigDict) -> Mapping[str, Any]:
+    return objectives.options(config.objective.name)
+
+
+# What the fields of those sections depend on.
+NAMES = ("data.name", "data.extra.name", "model.name", "attack.name", "objective.name")
 # Sections whose fields are the keywords of what the section names: free to set, though no config lists them.
 FREE: dict[str, Callable[[ConfigDict], Mapping[str, Any]]] = {
     "data.options": _options_of_data,
     "data.extra.options": _options_of_extra,
     "model": _fields_of_model,
     "attack.options": _options_of_attack,
+    "objective.options": _options_of_objective,
 }
 
 
@@ -99,7 +106,7 @@ def _overrides(rest: Sequence[str], config: ConfigDict) -> list[str]:
     rest = _joined(rest)
     for argument in rest:  # what a free section may hold depends on these
         match = OVERRIDE.fullmatch(argument)
-        if match and match[2] in ("data.name", "data.extra.name", "model.name", "attack.name"):
+        if match and match[2] in NAMES:
             config_lib.get(config, match[2].removesuffix(".name")).name = match[3]
     known, kept = set(config_lib.fields(config)), []
     for argument in rest:

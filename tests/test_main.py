@@ -23,6 +23,7 @@ def parsed(*arguments):
         (["--noconfig.model.remat"], "model.remat", False),
         (["--config.attack.name=square", "--config.attack.options.queries=9"], "attack.options.queries", 9),
         (["--config.data.name=synthetic", "--config.data.options.size=16"], "data.options.size", 16),
+        (["--config.objective.name=ikl", "--config.objective.options.alpha=2"], "objective.options.alpha", 2),
         (["--data=folder:/pets"], "data.name", "folder"),
         (["--data=folder:/pets"], "data.options.path", "/pets"),
         (["--data=folder:/pets", "--config.data.options.test_fraction=0.3"], "data.options.test_fraction", 0.3),
@@ -50,6 +51,7 @@ def test_the_step_size_follows_an_overridden_epsilon():
         (["--config.data.options.sise=3"], "sise"),
         (["--config.model.window_size=3"], "window_size"),  # of swin, not of vit
         (["--config.attack.options.queries=9"], "queries"),  # of square, not of pgd
+        (["--config.objective.options.alpha=2"], "alpha"),  # of ikl, not of adversarial training
         (["--config=digit"], "config = 'digit'.*did you mean 'digits'"),
         (["--data=foldr:/pets"], "data = 'foldr'.*did you mean 'folder'"),
         (["--data=folder"], "folder:PATH"),
