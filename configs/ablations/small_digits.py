@@ -48,7 +48,7 @@ METHODS: dict[str, tuple[str, float, dict]] = {
     "score_adversarial": ("score_adversarial", 17, {}),
     "score_trades": ("score_trades", 21, {}),
     "ikl": ("ikl", 21, {}),
-    "gkl": ("gkl", 21, {}),
+    "gkl": ("gkl", 21, {"objective.options.gamma": 0.2, "objective.options.temperature": 1.0}),  # at gamma 1 it is ikl
     "awp": ("adversarial", 20, AWP),
     "awp_trades": ("trades", 27, AWP),
     "dropping": ("adversarial", 17, {"attack.ard_epochs": 5.0, "attack.prm_epochs": 5.0}),
