@@ -52,6 +52,10 @@ KINDS: dict[str, Kind] = {
     "attention": Kind("attention_plots", "attention by layer and head, rollout, the windows kept, the shift by attack"),
     "positions": Kind("positions", "similarity of position embeddings; patches shuffled, with and without them"),
     "semantics": Kind("semantics_plots", "gradients added up, images of classes, what perturbations alone say"),
+    "curves": Kind(
+        "curves_plots", "accuracy and loss by step and epsilon, calibration, confusion, classes, loss surface"
+    ),
+    "tradeoffs": Kind("tradeoffs", "clean accuracy and size against robust accuracy, the Pareto front", attacks=False),
     "filmstrip": Kind("filmstrip", "an image as PGD moves it, with the decision: as a strip and animated"),
 }
 Drawing = Callable[[Sequence["Subject"], pathlib.Path], list[pathlib.Path]]
@@ -66,6 +70,9 @@ _LIMIT = flags.DEFINE_integer("limit", None, "Images behind a figure; all by def
 _THREAT = flags.DEFINE_string("threat", None, "Such as linf-8/255; the first run's by default.", flag_values=_FLAGS)
 _STEPS = flags.DEFINE_integer("steps", 50, "Of PGD.", lower_bound=1, flag_values=_FLAGS)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the attacks and of every other draw.", flag_values=_FLAGS)
+_PUBLISHED = flags.DEFINE_string(
+    "published", "", "tradeoffs: published figures below, such as imagenet-linf-4/255.", flag_values=_FLAGS
+)
 _COMPARE = flags.DEFINE_bool(
     "compare", False, "Two runs on one page: --compare RUN1 RUN2; nothing is drawn anew.", flag_values=_FLAGS
 )
@@ -89,6 +96,7 @@ class Options:
       steps: of PGD.
       seed: of the attacks and of every other draw.
       judge: folder of the run that judges perturbations; None for a classifier fitted to the training split.
+      published: figures to lay under trade-offs, "imagenet-linf-4/255"; "" for none.
     """
 
     split: str = "test"
@@ -98,6 +106,7 @@ class Options:
     steps: int = 50
     seed: int = 0
     judge: str | None = None
+    published: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,6 +307,7 @@ def explain(arguments: Sequence[str]) -> dict[str, list[pathlib.Path]] | None:
         _STEPS.value,
         _SEED.value,
         _JUDGE.value,
+        _PUBLISHED.value,
     )
     what = [name for name in _WHAT.value.split(",") if name]
     for name in what:

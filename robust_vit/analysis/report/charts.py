@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from robust_vit import provenance
-from robust_vit.analysis import curves
+from robust_vit.analysis import curves, curves_plots
 from robust_vit.analysis.report import pictures as encoded
 from robust_vit.analysis.walks import Walk
 from robust_vit.evaluation import record
@@ -30,13 +30,13 @@ def write(walk: Walk, folder: pathlib.Path, names: Sequence[str]) -> None:
     """Draws the examples' curves into the page's folder: `steps.png` and others, with the numbers of each in a JSON."""
     one = {"": walk}
     drawn: dict[str, tuple[Any, Any]] = {
-        "steps": (curves.plot_steps(one), curves.by_step(walk)),
-        "loss": (curves.plot_loss(one), curves.loss_by_step(walk)),
-        "calibration": (curves.plot_calibration(walk), _calibrations(walk)),
+        "steps": (curves_plots.plot_steps(one), curves.by_step(walk)),
+        "loss": (curves_plots.plot_loss(one), curves.loss_by_step(walk)),
+        "calibration": (curves_plots.plot_calibration(walk), _calibrations(walk)),
     }
     if walk.clean_logits.shape[1] <= FEW_CLASSES:
         counts = curves.confusion(walk.adversarial_logits, walk.labels).tolist()
-        drawn["confusion"] = (curves.plot_confusion(walk, names), {"counts": counts, "classes": list(names)})
+        drawn["confusion"] = (curves_plots.plot_confusion(walk, names), {"counts": counts, "classes": list(names)})
     attack = {"attack": walk.attack, "norm": walk.norm, "epsilon": walk.epsilon, "step_size": walk.step_size}
     for name, (figure, numbers) in drawn.items():
         save(folder / f"{name}.png", figure)
