@@ -100,30 +100,26 @@ def check(
     inputs = (np.asarray(as_float(np.asarray(images[:count]))), *(() if keys is None else (keys[:count],)))
     program = jax.make_jaxpr(lambda model, *inputs: model(*inputs))(model, *inputs)  # a deep model is slow to trace
     mixture = np.random.default_rng(0).standard_normal((count, program.out_avals[0].shape[1])).astype(np.float32)
-    body, traced = _traced(model, mixture, *inputs)
+    both, traced = _traced(model, mixture, *inputs)
     reference = plain.evaluate(traced, model, mixture, *inputs)
-    found = [_apart(a, b) for a, b in zip(_compiled(body, model, slots, mesh, effort, mixture, *inputs), reference)]
-    if body is _both:  # the forward pass alone is another program: fused otherwise, as nothing is kept for the gradient
-        found[0] = max(
-            found[0], _apart(_compiled(_forward, model, slots, mesh, effort, mixture, *inputs)[0], reference[0])
-        )
+    logits = programs.forward(mesh, len(inputs), effort)
+    found = [_apart(_compiled(logits, model, slots, mesh, inputs)[0], reference[0])]
+    if both:  # another program: fused otherwise, as much is kept for the gradient
+        pairs = zip(_compiled(_program(mesh, effort, len(inputs)), model, slots, mesh, (mixture, *inputs)), reference)
+        logits_apart, gradient_apart = (_apart(a, b) for a, b in pairs)
+        found = [max(found[0], logits_apart), gradient_apart]
     operations = list(_operations(program.jaxpr))
     rounding = _rounding(operations)
     allowed = [_explained(rounding, operations)] * len(found)
     if any(difference > limit for difference, limit in zip(found, allowed)):
         spread = _spread(traced, model, reference, rounding, mixture, *inputs)
         allowed = [max(limit, MARGIN * scale) for limit, scale in zip(allowed, spread)]
-    if body is _forward:
+    if not both:
         found, allowed = [*found, None], [*allowed, None]
     canary = Canary(count, (slots, *inputs[0].shape[1:]), rounding, *found, *allowed)
     if any(limit is not None and difference > limit for difference, limit in zip(found, allowed)):
         raise Miscompiled(_complaint(canary))
     return canary
-
-
-def _forward(model: LogitsFn, mixture: Array, *inputs: Array) -> tuple[Array]:
-    del mixture
-    return (model(*inputs).astype(jnp.float32),)
 
 
 def _both(model: LogitsFn, mixture: Array, images: Array, *more: Array) -> tuple[Array, Array]:
@@ -132,26 +128,26 @@ def _both(model: LogitsFn, mixture: Array, images: Array, *more: Array) -> tuple
     return logits, pull_back(mixture)[0]
 
 
-def _traced(*arguments: Any) -> tuple[Any, Any]:
-    """What is compared, and its program: the forward pass alone of a classifier without a gradient."""
+def _traced(*arguments: Any) -> tuple[bool, Any]:
+    """Whether there is a gradient to compare, and the program: of a classifier without one, the forward pass alone."""
     try:
-        return _both, jax.make_jaxpr(_both)(*arguments)
+        return True, jax.make_jaxpr(_both)(*arguments)
     except (TypeError, ValueError, NotImplementedError):  # a host callback, or another custom operation
-        return _forward, jax.make_jaxpr(_forward)(*arguments)
+        return False, jax.make_jaxpr(lambda model, mixture, *inputs: (model(*inputs).astype(jnp.float32),))(*arguments)
 
 
 def _compiled(
-    body: Any, model: LogitsFn, slots: int, mesh: Mesh | None, effort: int | None, *inputs: Any
+    program: programs.Program, model: LogitsFn, slots: int, mesh: Mesh | None, inputs: tuple[Any, ...]
 ) -> list[np.ndarray]:
     """The results of the compiled program for a batch filled with the points, again and again: [slots,...]."""
     rows = np.arange(slots) % len(inputs[0])
     batch = tuple(value[rows] for value in inputs)
     if mesh is not None:
         model, batch = parallel.replicate(mesh, model), jax.device_put(batch, parallel.batched(mesh))
-    compiled, _ = _program(body, mesh, effort, len(inputs)).compiled((model, *batch))
+    compiled, _ = program.compiled((model, *batch))
     # Other values first, of which memory then remembers: what a program leaves unwritten must not look right.
     jax.block_until_ready(compiled(model, *(jax.tree.map(_other, value) for value in batch)))
-    return [np.asarray(value) for value in compiled(model, *batch)]
+    return [np.asarray(value) for value in jax.tree.leaves(compiled(model, *batch))]
 
 
 def _other(value: Any) -> Any:
@@ -160,8 +156,8 @@ def _other(value: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=8)
-def _program(body: Any, mesh: Mesh | None, effort: int | None, inputs: int) -> programs.Program:
-    return programs.over(body, mesh, "w" + "s" * inputs, "s" * (1 if body is _forward else 2), effort)
+def _program(mesh: Mesh | None, effort: int | None, inputs: int) -> programs.Program:
+    return programs.over(_both, mesh, "ws" + "s" * inputs, "ss", effort)
 
 
 def _apart(batch: np.ndarray, points: np.ndarray) -> float:

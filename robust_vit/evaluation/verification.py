@@ -6,19 +6,16 @@ status of its own: such a point is neither robust nor broken, and the report say
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from robust_vit import errors, parallel
 from robust_vit.evaluation.points import Points
 from robust_vit.evaluation.scheduling import programs, scheduler
-from robust_vit.evaluation.scheduling.programs import Program
 from robust_vit.pixels import as_float
 from robust_vit.typing import Array, Keys, LogitsFn
 
@@ -110,17 +107,9 @@ class Judge:
         """[S,K] logits of one tile."""
         if self.mesh is not None:
             inputs = jax.device_put(inputs, parallel.batched(self.mesh))
-        compiled, seconds = _forward_program(self.mesh, len(inputs)).compiled((self.logits_fn, *inputs))
+        compiled, seconds = programs.forward(self.mesh, len(inputs)).compiled((self.logits_fn, *inputs))
         self.compile_seconds += seconds
         return compiled(self.logits_fn, *inputs)
-
-
-@functools.lru_cache(maxsize=8)
-def _forward_program(mesh: Mesh | None, inputs: int) -> Program:
-    def forward(logits_fn: LogitsFn, *inputs: Array) -> Array:
-        return logits_fn(*inputs).astype(jnp.float32)
-
-    return programs.over(forward, mesh, "w" + "s" * inputs, "s")
 
 
 def verdict(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -130,7 +130,7 @@ def attack_steps(part: ensembles.Part, module: Any, norm: str, mesh: Mesh, slots
     whole, split = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(parallel.DATA)))
     run = runs.build(part, norm, classes=module.num_classes)
     logits_fn, shape = models.logits_fn(module, summary.shapes(module)), models.image_shape(module)
-    state = jax.eval_shape(lambda: tile.empty(run, logits_fn, slots, shape))
+    state = jax.eval_shape(lambda: tile.empty(tile.state_shapes(run, logits_fn, slots, shape), slots))
     count = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
     program = tile.steps_program(run, mesh).jitted
     return compiled(program, _placed(logits_fn, whole), _placed(state, split), count, count)

@@ -44,7 +44,7 @@ def lowered(platform):
     module = models.build("convnext_tiny", **FIELDS)
     logits_fn = models.logits_fn(module, jax.eval_shape(lambda: models.init(module, jax.random.key(0))))
     run = runs.build(ensembles.part("apgd-ce"), "linf", classes=10)
-    state = jax.eval_shape(lambda: tile.empty(run, logits_fn, 8, (16, 16, 3)))
+    state = jax.eval_shape(lambda: tile.empty(tile.state_shapes(run, logits_fn, 8, (16, 16, 3)), 8))
     count = jax.ShapeDtypeStruct((), jnp.int32)
     program = tile.steps_program(run, None).jitted
     return program.trace(logits_fn, state, count, count).lower(lowering_platforms=(platform,)).as_text()

@@ -59,6 +59,7 @@ class Machine:
       mesh: devices to split the tile over; one device if None.
       tally: what is spent is added here.
       pool: threads to wait in, one a tile: what one thread sends to a CPU runs one after the other.
+      state: shapes of the attack's state in such a tile (`tile.state_shapes`).
     """
 
     def __init__(
@@ -72,14 +73,14 @@ class Machine:
         mesh: Mesh | None,
         tally: Tally,
         pool: futures.Executor,
+        state: Any,
     ):
         self.run, self.points, self.chain = run, points, chain
         self.slots, self.mesh, self.tally = slots, mesh, tally
         self.logits_fn = logits_fn
         self.key = randomness.as_key(seed)
         self.devices = 1 if mesh is None else mesh.size
-        self.shape = points.images.shape[1:]
-        self.tile = self._put(tiles.empty(run, self.logits_fn, len(slots), self.shape))
+        self.tile = self._put(tiles.empty(state, len(slots)))
         self.ages = np.zeros(len(slots), np.int32)
         self.pool = pool
         self.running: futures.Future[Any] | None = None  # the steps under way

@@ -1,5 +1,6 @@
 """Compiled programs that are kept: compiled explicitly, so that the seconds are known, and once a shape."""
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from robust_vit import parallel
+from robust_vit.typing import Array, LogitsFn
 
 # LLVM's effort on CPU. Level 1 compiles a fifth faster than the default 3, and the programs run as fast: their time is
 # in matrix products, which are not compiled here. What runs once a slot and not once a step gets no effort at all.
@@ -65,3 +67,16 @@ def over(
         outs = outs[0] if len(outs) == 1 else outs
         body = jax.shard_map(body, mesh=mesh, in_specs=ins, out_specs=outs, check_vma=False)
     return Program(jax.jit(body, donate_argnums=donate), effort)
+
+
+@functools.lru_cache(maxsize=8)
+def forward(mesh: Mesh | None, inputs: int, effort: int | None = STEADY) -> Program:
+    """The forward pass in float32: (logits_fn, images [B,H,W,C], and keys [B] where `inputs` is 2) -> logits [B,K].
+
+    The canary examines the very program that judges claims.
+    """
+    return over(_forward, mesh, "w" + "s" * inputs, "s", effort)
+
+
+def _forward(logits_fn: LogitsFn, *inputs: Array) -> Array:
+    return logits_fn(*inputs).astype(jnp.float32)

@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 
 from robust_vit import parallel
 from robust_vit.evaluation.points import Chain, Points
+from robust_vit.evaluation.scheduling import tile as tiles
 from robust_vit.evaluation.scheduling.machine import Machine, Tally
 from robust_vit.evaluation.scheduling.slots import SlotTable
 from robust_vit.typing import LogitsFn
@@ -81,9 +82,10 @@ def schedule(
     tally = Tally()
     logits_fn = logits_fn if mesh is None else parallel.replicate(mesh, logits_fn)
     claims = Claims(table, examine, on_outcome, slots)
+    state = tiles.state_shapes(run, logits_fn, slots, points.images.shape[1:])
     with futures.ThreadPoolExecutor(LANES) as pool:
         lanes = [
-            Machine(run, logits_fn, points, chain, seed, range(first, first + slots), mesh, tally, pool)
+            Machine(run, logits_fn, points, chain, seed, range(first, first + slots), mesh, tally, pool, state)
             for first in range(0, LANES * slots, slots)
         ]
         while True:

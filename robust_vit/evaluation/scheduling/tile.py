@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from robust_vit import randomness
@@ -31,21 +32,30 @@ class Tile:
 jax.tree_util.register_dataclass(Tile, ["state", "active", "age"], [])
 
 
-def empty(run: Any, logits_fn: LogitsFn, slots: int, shape: tuple[int, ...]) -> Tile:
-    """A tile of idle slots: zeros in the shape of the attack's state, nothing computed."""
+def state_shapes(run: Any, logits_fn: LogitsFn, slots: int, shape: tuple[int, ...]) -> Any:
+    """Shapes and types of an attack's state, nothing computed."""
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), slots))
     images = jax.ShapeDtypeStruct((slots, *shape), jnp.float32)
     integers = jax.ShapeDtypeStruct((slots,), jnp.int32)
     radii = jax.ShapeDtypeStruct((slots,), jnp.float32)
-    state = jax.eval_shape(run.start, keys, logits_fn, images, integers, integers, radii, integers)
-    return Tile(jax.tree.map(_zeros, state), jnp.zeros(slots, bool), jnp.zeros(slots, jnp.int32))
+    return jax.eval_shape(run.start, keys, logits_fn, images, integers, integers, radii, integers)
+
+
+def empty(state: Any, slots: int) -> Tile:
+    """A tile of idle slots: zeros in the shapes of the attack's state."""
+    return Tile(jax.tree.map(_zeros, state), _filled((slots,), bool), _filled((slots,), jnp.int32))
 
 
 def _zeros(leaf: Any) -> Array:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         data = jax.eval_shape(jax.random.key_data, leaf)
-        return jax.random.wrap_key_data(jnp.zeros(data.shape, data.dtype))
-    return jnp.zeros(leaf.shape, leaf.dtype)
+        return jax.random.wrap_key_data(_filled(data.shape, data.dtype))
+    return _filled(leaf.shape, leaf.dtype)
+
+
+def _filled(shape: tuple[int, ...], dtype: Any) -> Array:
+    """Zeros made on the host: `jnp.zeros` compiles a program a shape. A copy, since a tile is given up to its next."""
+    return jnp.array(np.zeros(shape, dtype), copy=True)
 
 
 def item_keys(key: Array, code: Array, index: Array, restart: Array, rank: Array) -> Array:
