@@ -134,7 +134,7 @@ def plot_classes(walk: Walk, names: Sequence[str], most: int = 20) -> "Figure":
         axes.errorbar(robust, y, xerr=errors, label=f"under {walk.attack}", clip_on=False, zorder=3, **point)
         axes.plot([row["clean"] for row in shown], y, "o", color=COLOURS[1], label="clean", clip_on=False, zorder=2)
         axes.set_yticks(y, [f"{_short(names[row['class']])} ({row['examples']})" for row in shown])
-        axes.invert_yaxis()
+        axes.tick_params(axis="y", pad=9)  # marks at 0 % reach over the axis
         axes.set_ylim(len(shown) - 0.5, -0.5)
         weakest = f", the {most} weakest of {len(rows)}" if len(rows) > most else ""
         axes.set_title(f"by class ({_threat({'': walk})}{weakest})")

@@ -8,6 +8,7 @@ tradeoffs.plot(tradeoffs.published("imagenet-linf-4/255"), x="parameters")
 import dataclasses
 import os
 import pathlib
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ from robust_vit.threat import Threat
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+GREY = "#4A4A4A"
+AROUND = [(0, 1), (1, 0), (0, -1), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1)]  # where a number may stand
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 # Axis -> (what it says, whether less is better).
 AXES = {
@@ -159,8 +162,8 @@ def numbers(points: Sequence[Point], x: str = "clean") -> dict[str, Any]:
 def plot(points: Sequence[Point], x: str = "clean") -> "Figure":
     """Robust accuracy against something it may cost, with 95 % intervals where they are known and the Pareto front.
 
-    One's own runs have colours and marks of their own; published ones are grey numbers. All names are in the list at
-    the right, where they cannot meet a line.
+    One's own runs have colours and marks of their own; published ones are grey, with numbers. All names are in the list
+    at the right, where they cannot meet a line.
 
     Args:
       points: of `read` and `published`; those without a value of `x` are left out, and said in the list.
@@ -179,13 +182,13 @@ def plot(points: Sequence[Point], x: str = "clean") -> "Figure":
     with mpl.rc_context(plots.STYLE):
         figure, axes = plots._figure(8.2, max(4.2, 1.4 + 0.19 * len(points)), 1, 1)
         _front(axes, shown, x)
-        own = 0
-        for number, point in enumerate(shown, 1):
-            if point.source:
-                _numbered(axes, point, x, number)
-            else:
-                _own(axes, point, x, own)
-                own += 1
+        own, found = ([point for point in shown if bool(point.source) == other] for other in (False, True))
+        several = len({point.attack for point in shown}) > 1
+        for n, point in enumerate(own):
+            _own(axes, point, x, n, several)
+        for n, point in enumerate(found, 1):
+            label = f"{n}  {point.name}: {100 * point.robust:.1f} % ({100 * point.clean:.1f} %), published"
+            axes.plot(getattr(point, x), point.robust, "o", color=GREY, markersize=3.5, label=label, zorder=2)
         axes.set(xlabel=words, ylabel="robust accuracy")
         axes.set_title(_title(shown))
         _scales(axes, x)
@@ -193,32 +196,58 @@ def plot(points: Sequence[Point], x: str = "clean") -> "Figure":
         handles, labels = axes.get_legend_handles_labels()
         if without:
             handles.append(mpl.lines.Line2D([], [], linestyle="none"))
-            labels.append(f"{words} unknown: {', '.join(without[:4])}{' …' if len(without) > 4 else ''}")
+            labels.append(textwrap.fill(f"{words} unknown: {', '.join(without)}", 44))
         figure.legend(handles, labels, loc="outside right upper", fontsize=7.5, labelspacing=0.45)
+        if found:
+            _numbered(figure, axes, found, x)
     return figure
 
 
 def _front(axes: Any, points: Sequence[Point], x: str) -> None:
     best = front(points, x)
+    if len(best) < 2:  # one point is no front
+        return
     at = [(getattr(points[n], x), points[n].robust) for n in best]
     axes.plot(*zip(*at), color="#999999", linewidth=1.2, linestyle=(0, (4, 2)), zorder=1, label="Pareto front")
 
 
-def _own(axes: Any, point: Point, x: str, n: int) -> None:
+def _own(axes: Any, point: Point, x: str, n: int, with_attack: bool) -> None:
     colour, marker = COLOURS[n % len(COLOURS)], MARKERS[n % len(MARKERS)]
     low, high = point.robust_interval or (point.robust, point.robust)
     errors: dict[str, Any] = {"yerr": [[point.robust - low], [high - point.robust]]}
     if x == "clean" and point.clean_interval:
         errors["xerr"] = [[point.clean - point.clean_interval[0]], [point.clean_interval[1] - point.clean]]
     label = f"{_short(point.name)}: {100 * point.robust:.1f} % ({100 * point.clean:.1f} % clean)"
+    label += f"\n    under {point.attack}" if with_attack else ""
     style = {"color": colour, "marker": marker, "markersize": 7, "capsize": 2.5, "elinewidth": 1, "linestyle": "none"}
     axes.errorbar(getattr(point, x), point.robust, **errors, **style, label=label, zorder=3)
 
 
-def _numbered(axes: Any, point: Point, x: str, number: int) -> None:
-    label = f"{point.name}: {100 * point.robust:.1f} % ({100 * point.clean:.1f} %), published"
-    style = {"marker": f"${number}$", "markersize": 4.5 if number < 10 else 8, "color": "#4A4A4A", "linestyle": "none"}
-    axes.plot(getattr(point, x), point.robust, **style, label=label, zorder=2)
+def _numbered(figure: Any, axes: Any, points: Sequence[Point], x: str) -> None:
+    """Writes 1, 2, ... beside the points, each where it meets the least of other numbers, points and lines."""
+    figure.draw_without_rendering()  # sizes are known from here on
+    scale = figure.dpi / 72
+    dots = axes.transData.transform([(getattr(point, x), point.robust) for point in points]) / scale  # in points
+    taken = [(*dot, 2.5, 2.5) for dot in dots]  # centre and half sizes
+    for line in axes.lines:  # of the front, of intervals, of other marks
+        ends = axes.transData.transform(line.get_xydata()) / scale
+        for a, b in zip(ends[:-1], ends[1:]):
+            steps = np.linspace(0, 1, 2 + int(np.hypot(*(b - a)) / 3))[:, None]
+            taken += [(*place, 1.5, 1.5) for place in a + steps * (b - a)]
+    for n, dot in enumerate(dots, 1):
+        half = (2.3 * len(str(n)) + 0.7, 3.6)
+        places = [(dot[0] + r * (half[0] + 3) * c, dot[1] + r * 7 * d) for r in (1, 1.7, 2.4) for c, d in AROUND]
+        best = min(places, key=lambda place: sum(_overlap((*place, *half), other) for other in taken))
+        taken.append((*best, *half))
+        style = {"fontsize": 7, "ha": "center", "va": "center_baseline", "color": GREY, "textcoords": "offset points"}
+        at = (getattr(points[n - 1], x), points[n - 1].robust)
+        axes.annotate(str(n), at, (best[0] - dot[0], best[1] - dot[1]), **style)
+
+
+def _overlap(a: tuple, b: tuple) -> float:
+    """Area that two boxes (x, y, half width, half height) share."""
+    sides = [min(a[k] + a[k + 2], b[k] + b[k + 2]) - max(a[k] - a[k + 2], b[k] - b[k + 2]) for k in (0, 1)]
+    return max(0.0, sides[0]) * max(0.0, sides[1])
 
 
 def _short(name: str, length: int = 24) -> str:

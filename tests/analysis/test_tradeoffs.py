@@ -100,6 +100,9 @@ def test_robustness_against_scale_is_drawn_with_names_beside(tmp_path):
     assert any(label.startswith("mine: 50.0 %") for label in labels)
     assert sum(label.endswith("published") for label in labels) == sum(p.parameters is not None for p in points)
     assert labels[-1].startswith("parameters unknown: ConvNeXt-L-CvSt")
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(boxes) == sum(p.parameters is not None for p in points)
+    assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n]), "numbers keep apart"
     assert not figure.axes[0].get_window_extent().overlaps(legend.get_window_extent())
     told = tradeoffs.numbers([own, *points], "parameters")
     line = next(line for line in figure.axes[0].lines if line.get_label() == "Pareto front")
