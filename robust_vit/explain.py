@@ -57,6 +57,7 @@ KINDS: dict[str, Kind] = {
     ),
     "tradeoffs": Kind("tradeoffs", "clean accuracy and size against robust accuracy, the Pareto front", attacks=False),
     "filmstrip": Kind("filmstrip", "an image as PGD moves it, with the decision: as a strip and animated"),
+    "lecture": Kind("lecture", "patches, positions, heads, FGSM and PGD, epsilon, targets, two trainings compared"),
 }
 Drawing = Callable[[Sequence["Subject"], pathlib.Path], list[pathlib.Path]]
 

@@ -157,7 +157,7 @@ def make(
       steps_per_epoch: by which objectives and the perturbation of the weights know the epoch.
       size: (H, W) that images are resized to before anything else; None leaves them as they are.
       augment: of the batch, on the device, before the attack: `data.mixing.build`.
-      extra_smoothing: label smoothing of the examples that batch["extra"] [B] bool marks, alone.
+      extra_smoothing: label smoothing of the examples that batch["extra"], [B] bool, marks, alone.
       awp_gamma: of `weight_perturbation`; 0 for none.
       awp_from_epoch: before it gamma counts as 0.
       freeze: patterns of what stays as it is, averages of BatchNorm included: `groups.scales`.
