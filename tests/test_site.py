@@ -110,7 +110,13 @@ BLOCK = re.compile(r"```python\n(.*?)```", re.DOTALL)
 ELSEWHERE = ("bring_your_own_model.md", "tutorials/", *(f"explanation/masking/{kind}.md" for kind in lint.ADVICE))
 # Those that compile next to nothing run by default, and so do all of objectives.
 QUICK = (
-    *("own_images.md", "write_an_attack.md", "explanation/index.md", "explanation/masking/static_check.md"),
+    *(
+        "own_images.md",
+        "write_an_attack.md",
+        "lecture.md",
+        "explanation/index.md",
+        "explanation/masking/static_check.md",
+    ),
     *("explanation/attacks/fgsm.md", "explanation/attacks/pgd.md"),
 )
 CODE = {path: "\n".join(BLOCK.findall(text)) for path, text in SITE.items() if BLOCK.search(text)}
