@@ -6,10 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from robust_vit import models, pixels
+from robust_vit import data, models, pixels
 from robust_vit.analysis import lecture
 from robust_vit.classifier import Classifier
-from robust_vit.data import catalogue
 from robust_vit.explain import Options, Subject
 
 NAMES = tuple("0123456789")
@@ -20,10 +19,10 @@ class Given(Subject):
     """A subject of a model that was never trained."""
 
     model: Classifier | None = None
-    data: tuple | None = None
+    held: tuple | None = None
     classifier = property(lambda self: self.model)
     class_names = property(lambda self: NAMES)
-    examples = property(lambda self: self.data)
+    examples = property(lambda self: self.held)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +30,7 @@ def subjects():
     model = models.build(
         "vit", depth=1, width=16, heads=2, patch_size=4, image_size=8, channels=1, num_classes=10, pooling="mean"
     )
-    images, _ = catalogue.build("digits").arrays("test", limit=3)
+    images, _ = data.build("digits").arrays("test", limit=3)
     images = pixels.as_float(images)
     found = []
     for seed in (0, 1):
@@ -48,7 +47,7 @@ def test_patches_put_together_are_the_image(subjects):
     drawn = lecture.patches(subjects[0])
     image, pieces = drawn.arrays["image"], drawn.arrays["patches"]
     assert pieces.shape == (2, 2, 4, 4, 1) and drawn.numbers == {"patch_size": 4, "tokens": 4}
-    np.testing.assert_array_equal(np.block([[[p[..., 0]] for p in row] for row in pieces])[0], image[..., 0])
+    np.testing.assert_array_equal(np.block([[piece[..., 0] for piece in row] for row in pieces]), image[..., 0])
 
 
 def test_patches_that_do_not_divide_the_image_are_refused_in_a_line():
