@@ -45,6 +45,8 @@ def rows_of(rows: dict[str, Runs]) -> str:
 
 def variants_of(name: str, variants: dict[str, Runs]) -> str:
     """A sweep as markdown, in its own order, and its command."""
+    if not any(variants.values()):
+        return "Not measured: `" + " ".join(["robust-vit", *sweep_command(name, "0,1,2")]) + "`."
     seeds = sorted({run["seed"] for runs in variants.values() for run in runs})
     typed = " ".join(["robust-vit", *sweep_command(name, ",".join(map(str, seeds)))])
     return "\n".join(
