@@ -231,15 +231,16 @@ class Classifier(jax.tree_util.Partial):
           images: [B,H,W,C] uint8, or floats in [0,1].
 
         Returns:
-          One array [B,A,Q,K] a block: heads, queries, keys; each row sums to 1.
+          One array [B,A,Q,K] a block: heads, queries, keys; each row sums to 1. Windows count as heads:
+          `analysis.attention_maps` tells them apart, and says what asks and what answers.
 
         Raises:
           ValueError: if the model has no attention maps.
         """
-        check("attention", self.name, self.module is not None, "asked of a model of robust_vit.models")
-        _, found = models.capture(self.module, self.variables, as_float(self._checked(images)), ["attention"])
-        check("attention", self.name, bool(found["attention"]), "asked of a model that has attention maps")
-        return found["attention"]
+        from robust_vit.analysis import attention
+
+        attention.parts(self)  # which tells a model of somebody else's, whatever the images are
+        return list(attention.traced_maps(self, as_float(self._checked(images)))[0].values())
 
     def _threat(self, given: Threat | str | None) -> Threat:
         threat = self.threat if given is None else Threat.parse(given)

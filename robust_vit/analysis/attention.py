@@ -56,14 +56,25 @@ def attention_maps(model: LogitsFn, images: Any) -> list[Layer]:
     Raises:
       ValueError: if the model has no attention maps.
     """
+    maps, groups = traced_maps(model, images)
+    groups = {path: np.asarray(value) for path, value in groups.items()}
+    module, size = parts(model)[0], np.shape(images)[1:3]
+    return [_layer(module, path, np.asarray(value), groups, size) for path, value in maps.items()]
+
+
+def traced_maps(model: LogitsFn, images: Any) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The maps as the blocks hold them, [B,A,Q,K] with groups among the heads, and the places of groups; by the names
+    of the modules. Differentiable, and jittable.
+    """
     module, variables = parts(model)
-    images = jnp.asarray(images)
-    seen = _seen(module, variables, images)
-    groups = {key[0]: np.asarray(value) for key, value in map(_named, seen.items()) if key[1] == "groups"}
-    maps = [(path, np.asarray(value)) for (path, point), value in map(_named, seen.items()) if point != "groups"]
-    name = type(module).__name__
-    check("attention", name, bool(maps), "asked of a model that has attention maps, as ViT, CaiT, XCiT and Swin have")
-    return [_layer(module, path, value, groups, images.shape[1:3]) for path, value in maps]
+    seen = _seen(module, variables, jnp.asarray(images))
+    found: dict[str, dict[str, Array]] = {point: {} for point in POINTS}
+    for name, value in sorted(seen.items()):
+        _, path, point = name.split(" ")
+        found[point][path] = value
+    name = getattr(model, "name", type(module).__name__)
+    check("attention", name, bool(found[POINTS[0]]), "asked of a model that has attention maps, such as a ViT")
+    return tuple(found[point] for point in POINTS)
 
 
 def parts(model: LogitsFn) -> tuple[Any, Variables]:
@@ -83,11 +94,6 @@ def _seen(module: Any, variables: Variables, images: Array) -> dict[str, Array]:
     """What goes through POINTS, under names that sort in the order of execution."""
     _, seen = collecting.collected(module, variables, images, POINTS)
     return {f"{i:05d} {'.'.join(one.path)} {one.point}": one.value for i, one in enumerate(seen)}
-
-
-def _named(item: tuple[str, Array]) -> tuple[tuple[str, str], Array]:
-    _, path, point = item[0].split(" ")
-    return (path, point), item[1]
 
 
 def _layer(module: Any, path: str, maps: np.ndarray, groups: dict[str, np.ndarray], size: tuple[int, int]) -> Layer:
