@@ -74,8 +74,8 @@ def plot_perturbations(
 ) -> "Figure":
     """Draws, for each model on the same images: clean, the perturbation signed, as a grey image, and adversarial.
 
-    Predictions stand under the images, green where right and red where wrong, with the confidence; a wrong one is
-    underlined by its words too: they name another class than the head of the column.
+    Predictions stand under the images with their confidence, blue where right and vermilion where wrong; the head of a
+    column is the true class.
 
     Args:
       images: [N,H,W,C] in [0,1]; eight make a good picture.

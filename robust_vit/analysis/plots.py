@@ -21,7 +21,7 @@ from robust_vit.evaluation.record import pixels
 
 # One colour a meaning, in every picture (Okabe and Ito's, which colour-blind readers can tell apart).
 CLEAN, ROBUST, LOSS, EPSILON, RATE = "#0072B2", "#D55E00", "#333333", "#009E73", "#AA4499"
-RIGHT, WRONG = "#1A7F4E", "#C2261D"
+RIGHT, WRONG = "#00709A", "#C2410C"  # blue and vermilion: far apart for the colour-blind too
 INK, FAINT = "#222222", "#6B6B6B"
 # Blue for darker, red for brighter; the map's near-black ends are cut off, where an Linf attack puts most pixels.
 SIGNED = ListedColormap(mpl.colormaps["RdBu_r"](np.linspace(0.12, 0.88, 256)))
@@ -174,7 +174,7 @@ def examples(
     out: Path | None = None,
     attack: str = "",
 ) -> Figure:
-    """Draws images, what the attack added, and the sum, with predictions in green where right and red where wrong.
+    """Draws images, what the attack added, and the sum, with predictions in blue where right and vermilion where wrong.
 
     Args:
       images, adversarial: [B,H,W,C] in [0,1], C 1 or 3; eight make a good picture.

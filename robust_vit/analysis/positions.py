@@ -109,7 +109,7 @@ def plot_similarity(embeddings: Any, title: str = "") -> "Figure":
         figure, grid = plots._figure(
             0.85 * len(columns) + 1.6, 0.85 * len(rows) + 0.8, len(rows), len(columns), squeeze=False
         )
-        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
+        figure.get_layout_engine().set(w_pad=0.05, h_pad=0.03)
         figure.suptitle(title or "similarity of position embeddings", x=0.01, ha="left", fontsize=11, fontweight="bold")
         for place, row in zip(rows, grid):
             for other, axes in zip(columns, row):

@@ -1,11 +1,12 @@
 """What perturbations mean: are the gradients of a robust model pictures of the classes, and a natural model's noise?
 
-Three figures of this project's own, each with its interval, and two pictures:
+Figures of this project's own, each with its interval:
 
-* the accuracy of an independent classifier that sees perturbations alone, (x - x_adv + epsilon) / (2 epsilon);
-* the cosine between an image and the gradient of its margin;
-* the accuracy of that classifier on images which a model has made of noise, to look like a class to it;
-* gradients added up along PGD, and those images.
+* the accuracy of an independent classifier that sees perturbations alone, (x - x_adv + epsilon) / (2 epsilon), beside
+  that on random signs: where pixels are 0 or 1 the range alone gives the image away;
+* the share of the gradients' energy on the figure of an image, not on its ground;
+* cosines of gradients with the image, and with what parts its class from the mean of all;
+* the accuracy of that classifier on images which a model has made of noise, or of other classes, to look like a class.
 
 After the experiments of Debenedetti et al., A Light Recipe to Train Robust Vision Transformers, SaTML 2023, which
 states no figures; classes by targeted attacks: Santurkar et al., Image Synthesis with a Single (Robust) Classifier,
@@ -87,6 +88,39 @@ def cosine(a: Any, b: Any) -> np.ndarray:
     a, b = (np.asarray(x, np.float64).reshape(len(x), -1) for x in (a, b))
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return np.where(lengths > 0, (a * b).sum(1) / np.where(lengths > 0, lengths, 1), 0.0)
+
+
+def on_figure(images: Any, gradients: Any) -> np.ndarray:
+    """The share of the gradients' energy, mean over channels of G^2, on the figure of each image: [N] in [0,1].
+
+    For figures on a plain ground, as digits: see `figure_mask`. 0 where the gradient is 0.
+    """
+    energy = (np.asarray(gradients, np.float64) ** 2).mean(-1)  # [N,H,W]
+    inside, total = (energy * figure_mask(images)).sum((1, 2)), energy.sum((1, 2))
+    return np.where(total > 0, inside / np.where(total > 0, total, 1), 0.0)
+
+
+def figure_mask(images: Any) -> np.ndarray:
+    """[N,H,W] booleans: the pixels of which some channel differs by more than 0.1 from the ground, the commonest value
+    of the image in 256 levels.
+    """
+    levels = np.round(255 * np.asarray(images, np.float64)).astype(int)
+    ground = np.array([np.bincount(one.reshape(-1), minlength=256).argmax() for one in levels])
+    return (np.abs(levels - ground[:, None, None, None]) > 0.1 * 255).any(-1)
+
+
+def prototypes(images: Any, labels: Any) -> np.ndarray:
+    """What parts each class from all: [K,H,W,C], its mean image less the mean of the classes."""
+    images, labels = np.asarray(images, np.float64), np.asarray(labels)
+    means = np.stack([images[labels == k].mean(0) for k in range(int(labels.max()) + 1)])
+    return means - means.mean(0)
+
+
+def random_signs(images: Any, epsilon: float, seed: int, indices: Any) -> np.ndarray:
+    """Images [N,H,W,C] changed by epsilon up or down at random, put into [0,1]; every example has its own draw."""
+    images = np.asarray(images)
+    draws = [np.random.default_rng([seed, int(index)]).choice((-1.0, 1.0), images.shape[1:]) for index in indices]
+    return np.clip(images + epsilon * np.stack(draws), 0, 1).astype(images.dtype)
 
 
 def synthesize(

@@ -17,13 +17,17 @@ if TYPE_CHECKING:
 
 SYNTHESIZED = 40  # images of every class that are made of noise, for the figure
 MOST = 20000  # images that a support vector machine is fitted to in minutes
+ALONG = "gradients of the log probability of the class, added up along PGD"
 FIGURES = {
-    "perturbation": "accuracy of the judge on perturbations of PGD alone, (x - x_adv + epsilon) / (2 epsilon)",
-    "fgsm": "the same, perturbations of FGSM",
-    "alignment": "cosine of an image and the gradient of its margin",
-    "accumulated": "cosine of an image and the gradients of the class's log probability, added up along PGD",
-    "from_noise": "accuracy of the judge on images that targeted PGD made of noise, to look like a class",
-    "from_image": "accuracy of the judge on images that targeted PGD made of images of other classes",
+    "figure": f"share of the energy of {ALONG}, that lies on the figure",
+    "prototype": f"cosine of {ALONG}, and the mean of the class less that of all",
+    "accumulated": f"cosine of {ALONG}, and the image",
+    "alignment": "cosine of the gradient of the margin and the image",
+    "perturbation": "accuracy of the judge on perturbations of PGD alone",
+    "fgsm": "accuracy of the judge on perturbations of FGSM alone",
+    "control": "accuracy of the judge on random signs: what the pixel range gives away",
+    "from_noise": "accuracy of the judge on classes made of noise by targeted PGD",
+    "from_image": "accuracy of the judge on classes made of other images by targeted PGD",
 }
 
 
@@ -162,7 +166,7 @@ def judge_of(subject: "Subject") -> tuple[semantics.Judge, str]:
         other = subject.beside(subject.options.judge)
         return other.classifier.predict, f"the run {other.name}"
     count = len(subject.dataset.train)
-    many = f"a split of at most {MOST} images, to fit a judge to; or --judge=RUN, a run that judges"
+    many = f"of at most {MOST} images, to fit a judge to; or --judge=RUN, a run that judges"
     check("training split", count, count <= MOST, many)
     images, labels = subject.dataset.arrays("train")
     return semantics.fitted_judge(images, labels), f"a support vector machine fitted to {count} training images"
@@ -171,30 +175,46 @@ def judge_of(subject: "Subject") -> tuple[semantics.Judge, str]:
 def measure(subject: "Subject", judge: semantics.Judge) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Every figure of FIGURES, example by example, and the arrays that pictures are drawn of.
 
+    The cosine with the mean of the class needs the training split, and is left out where that is large.
+
     Returns:
       {name: [N] booleans or numbers}, {name: array}.
     """
     images, labels, indices = subject.examples
-    threat = subject.threat.keywords
-    classifier, count = subject.classifier, len(subject.class_names)
+    threat, options = subject.threat, subject.options
     found, arrays = {}, {}
-    for name, attack in (("perturbation", "pgd"), ("fgsm", "fgsm")):
-        adversarial = subject.attack(images, labels, indices, attack)
-        limit = threat["epsilon"] if threat["norm"] == "linf" else float(np.abs(adversarial - images).max())
+    for name in ("pgd", "fgsm"):
+        adversarial = subject.attack(images, labels, indices, name)
+        limit = threat.epsilon if threat.norm == "linf" else float(np.abs(adversarial - images).max())
         arrays[name] = semantics.alone(images, adversarial, limit)
-        found[name] = judge(arrays[name]) == labels
-    found["alignment"] = semantics.alignment(classifier, images, labels)
-    steps = {"steps": subject.options.steps}
-    arrays["gradients"] = semantics.accumulated_gradients(classifier, images, labels, **threat, **steps)
-    found["accumulated"] = semantics.cosine(images, -arrays["gradients"])
-    classes = np.tile(np.arange(count, dtype=np.int32), SYNTHESIZED)
-    arrays["noise"] = semantics.noise(subject.options.seed, (len(classes), *images.shape[1:]))
-    arrays["from_noise"] = semantics.synthesize(classifier, arrays["noise"], classes)
-    found["from_noise"] = judge(arrays["from_noise"]) == classes
-    arrays["targets"] = other_classes(labels, count, subject.options.seed, indices)
-    arrays["from_image"] = semantics.synthesize(classifier, images, arrays["targets"])
-    found["from_image"] = judge(arrays["from_image"]) == arrays["targets"]
+        found["perturbation" if name == "pgd" else name] = judge(arrays[name]) == labels
+    signs = semantics.random_signs(images, limit, options.seed, indices)
+    found["control"] = judge(semantics.alone(images, signs, limit)) == labels
+    found["alignment"] = semantics.alignment(subject.classifier, images, labels)
+    gradients = semantics.accumulated_gradients(
+        subject.classifier, images, labels, **threat.keywords, steps=options.steps
+    )
+    arrays["gradients"] = gradients
+    found["accumulated"] = semantics.cosine(images, -gradients)
+    found["figure"] = semantics.on_figure(images, gradients)
+    if len(subject.dataset.train) <= MOST:
+        stored, known = subject.dataset.arrays("train")
+        found["prototype"] = semantics.cosine(semantics.prototypes(stored, known)[labels], -gradients)
+    _synthesized(subject, judge, found, arrays)
     return found, arrays
+
+
+def _synthesized(subject: "Subject", judge: semantics.Judge, found: dict[str, Any], arrays: dict[str, Any]) -> None:
+    """Adds what the model makes of noise and of images of other classes."""
+    images, labels, indices = subject.examples
+    count, seed = len(subject.class_names), subject.options.seed
+    classes = np.tile(np.arange(count, dtype=np.int32), SYNTHESIZED)
+    arrays["noise"] = semantics.noise(seed, (len(classes), *images.shape[1:]))
+    arrays["from_noise"] = semantics.synthesize(subject.classifier, arrays["noise"], classes)
+    found["from_noise"] = judge(arrays["from_noise"]) == classes
+    arrays["targets"] = other_classes(labels, count, seed, indices)
+    arrays["from_image"] = semantics.synthesize(subject.classifier, images, arrays["targets"])
+    found["from_image"] = judge(arrays["from_image"]) == arrays["targets"]
 
 
 def other_classes(labels: Any, count: int, seed: int, indices: Any) -> np.ndarray:
@@ -220,23 +240,23 @@ def explain(subjects: Sequence["Subject"], out: pathlib.Path) -> list[pathlib.Pa
     shown = slice(first.options.examples)
     gradients = {name: of["gradients"][shown] for name, of in arrays.items()}
     figure = plot_gradients(images[shown], gradients, labels[shown], first.class_names, f"gradients along {attack}")
-    kept = {f"{name}/{field}": of[field] for name, of in arrays.items() for field in ("gradients", "perturbation")}
+    kept = {f"{name}/{field}": of[field] for name, of in arrays.items() for field in ("gradients", "pgd", "fgsm")}
     files = saving.save(out, "gradients", figure, None, {"images": images, "labels": labels, **kept})
     files += _synthesis(subjects, arrays, out)
     scores = {name: {key: estimated(values) for key, values in of.items()} for name, of in found.items()}
     chance = 1 / len(first.class_names)
     figure = plot_scores(scores, chance, f"what perturbations mean: {attack}, {len(images)} images")
-    own = judge(images) == labels
     numbers = {
         "attack": attack,
         "judge": who,
-        "judge_accuracy": estimates.share(own).as_json(),
+        "judge_accuracy": estimates.share(judge(images) == labels).as_json(),
         "chance": chance,
-        "figures": {name: FIGURES[name] for name in FIGURES},
+        "figures": FIGURES,
+        "area": estimates.mean(semantics.figure_mask(images).mean((1, 2))).as_json(),
         "runs": {name: {key: one.as_json() for key, one in of.items()} for name, of in scores.items()},
         "differences": {
             f"{first.name} - {name}": {
-                key: estimates.difference(found[name][key], found[first.name][key]).as_json() for key in FIGURES
+                key: estimates.difference(found[name][key], found[first.name][key]).as_json() for key in found[name]
             }
             for name in list(found)[1:]
         },

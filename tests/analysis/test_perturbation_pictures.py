@@ -42,7 +42,7 @@ def test_the_way_is_that_of_pgd_and_holds_logits_and_gradients(way):
 def test_a_targeted_way_goes_to_the_label():
     towards = trajectory(LINEAR, IMAGES, LABELS, norm="linf", epsilon=0.3, steps=4, targeted=True)
     log_p = np.asarray(jax.nn.log_softmax(towards.logits))[:, np.arange(4), LABELS]
-    assert (np.diff(log_p, axis=0) > 0).all()
+    assert (np.diff(log_p, axis=0) >= -1e-6).all() and (log_p[1] > log_p[0]).all()
     with pytest.raises(ValueError, match="steps = 0: must be"):
         trajectory(LINEAR, IMAGES, LABELS, epsilon=0.1, steps=0)
 
