@@ -24,7 +24,7 @@ def save(
 
     Args:
       out: the folder.
-      name: of the files, without ending.
+      name: of the files, without ending; a slash, of a run that is called by its path, becomes a dash.
       figure: the picture.
       numbers: figures for people and programs, as JSON.
       arrays: what the picture is drawn of, by name.
@@ -32,7 +32,7 @@ def save(
     Returns:
       The files written.
     """
-    files = []
+    files, name = [], "-".join(part for part in name.replace("/", "-").split("-") if part)
     if figure is not None:
         picture = io.BytesIO()
         figure.savefig(picture, format="png")

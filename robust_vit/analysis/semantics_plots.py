@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 SYNTHESIZED = 40  # images of every class that are made of noise, for the figure
 MOST = 20000  # images that a support vector machine is fitted to in minutes
-ALONG = "gradients of the log probability of the class, added up along PGD"
+# "Accumulated gradients" are those of the log probability of the class, added up along PGD.
 FIGURES = {
-    "figure": f"share of the energy of {ALONG}, that lies on the figure",
-    "prototype": f"cosine of {ALONG}, and the mean of the class less that of all",
-    "accumulated": f"cosine of {ALONG}, and the image",
+    "figure": "share of the energy of accumulated gradients on the figure",
+    "prototype": "cosine of accumulated gradients and the class's mean image less that of all",
+    "accumulated": "cosine of accumulated gradients and the image",
     "alignment": "cosine of the gradient of the margin and the image",
     "perturbation": "accuracy of the judge on perturbations of PGD alone",
     "fgsm": "accuracy of the judge on perturbations of FGSM alone",
@@ -132,7 +132,7 @@ def plot_scores(scores: Mapping[str, Mapping[str, Estimate]], chance: float, tit
                 error = [[estimate.value - estimate.interval[0]], [estimate.interval[1] - estimate.value]]
                 marker = "osD^v"[place % 5]
                 axes.errorbar(estimate.value, y, xerr=error, fmt=marker, color=colour, capsize=3, markersize=5)
-                if "cosine" not in FIGURES[name]:
+                if FIGURES[name].startswith("accuracy"):
                     axes.plot([chance] * 2, [row - 0.4, row + 0.4], color=plots.FAINT, lw=1, ls=(0, (3, 3)), zorder=1)
         words = [_wrapped(FIGURES[name]) for name in names]
         axes.set_yticks(range(len(names)), words, fontsize=8, color=plots.INK)

@@ -120,7 +120,12 @@ def test_rollout_is_the_product_of_what_blocks_mix():
     np.testing.assert_allclose(found.sum(-1), 1)
 
 
-@pytest.mark.parametrize(("name", "least"), [("vit", 1.0), ("token", 0.5), ("cait", 0.5), ("xcit", 0.5)])
+SLOW = pytest.mark.slow  # to compile
+
+
+@pytest.mark.parametrize(
+    ("name", "least"), [("vit", 1.0), ("token", 0.5), ("cait", 0.5), pytest.param("xcit", 0.5, marks=SLOW)]
+)
 def test_rollout_shares_out_what_is_read(name, least):
     shares = attention.attention_rollout(model(name), IMAGES)
     assert shares.shape == (2, 4, 4) and (shares >= 0).all()
@@ -130,7 +135,7 @@ def test_rollout_shares_out_what_is_read(name, least):
         np.testing.assert_allclose(total, 1, rtol=1e-6)  # there is no class token to keep a share
 
 
-@pytest.mark.parametrize("name", ["cait", "xcit"])
+@pytest.mark.parametrize("name", ["cait", pytest.param("xcit", marks=SLOW)])
 def test_class_attention_is_of_the_blocks_in_which_the_class_token_asks(name):
     layers = maps_of(name)
     assert [one.kind for one in layers] == [{"cait": "tokens", "xcit": "channels"}[name], "class", "class"]
@@ -141,7 +146,8 @@ def test_class_attention_is_of_the_blocks_in_which_the_class_token_asks(name):
         np.testing.assert_allclose(layer.maps.sum(-1), 1, rtol=1e-5)
 
 
-def test_rollout_of_class_attention_follows_the_token(monkeypatch):
+@pytest.mark.slow
+def test_rollout_of_class_attention_follows_the_token():
     """Two class blocks over patches that stay: token' = (a_0 token + sum_k a_k patch_k + token) / 2."""
     a, b = (one.maps.astype(np.float64).mean(1)[:, 0] for one in maps_of("xcit")[1:])
     share_of_token = (a[:, :1] + 1) / 2
@@ -211,6 +217,7 @@ def test_windows_that_are_kept_are_those_with_the_largest_activations():
             np.testing.assert_allclose(found[:, ~skipped], direct[:, ~skipped], atol=2e-5)
 
 
+@pytest.mark.slow
 def test_mobilevit_asks_inside_of_interleaved_sequences():
     (layer,) = maps_of("mobilevit_xxs")
     assert layer.kind == "groups" and layer.maps.shape[1:3] == (4, 2)
@@ -222,6 +229,7 @@ def test_mobilevit_asks_inside_of_interleaved_sequences():
         np.testing.assert_array_equal(found > 0, np.broadcast_to(sequence[:, None] == sequence, found.shape))
 
 
+@pytest.mark.slow
 def test_the_linear_attention_of_efficientvit_shows_its_map_and_computes_the_same():
     logits_fn = model("efficientvit_b0")
     layers = maps_of("efficientvit_b0")
@@ -266,10 +274,9 @@ def test_the_shift_of_many_images_is_that_of_all_at_once(monkeypatch):
         np.testing.assert_allclose(some, every, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["swin", "xcit"])
-def test_what_is_missing_is_said_in_one_line(name):
+def test_what_is_missing_is_said_in_one_line():
     with pytest.raises(ValueError, match="rollout = .*must be asked of a model whose blocks attend between all"):
-        attention.rolled([one for one in maps_of(name) if one.kind in ("groups", "channels")])
+        attention.rolled(maps_of("swin"))
     with pytest.raises(ValueError, match="attention = 'function': must be asked of a model of robust_vit.models"):
         attention.attention_maps(lambda x: x, IMAGES)
     resnet = models.build("resnet50_32", depths=(1,), widths=(4,), stem_width=4, image_size=8, num_classes=3)

@@ -1,6 +1,7 @@
 """PGD's way, perturbations, spectra and filmstrips hold what they say: against attacks, NumPy and sums by hand."""
 
 import io
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from robust_vit import attacks
-from robust_vit.analysis import batches, estimates, filmstrip, perturbations, spectra
+from robust_vit.analysis import batches, estimates, filmstrip, perturbations, saving, spectra
 from robust_vit.analysis.trajectory import trajectory
 
 NAMES = ("ant", "bee", "cat")
@@ -133,6 +134,12 @@ def test_intervals_are_students_wilsons_and_paired():
     assert estimates.share([True] * 4).text(100, " %", 1).startswith("100.0 % (51.0")
     with pytest.raises(ValueError, match="examples = 0: must be at least 1"):
         estimates.mean([])
+
+
+def test_a_run_that_is_called_by_its_path_is_a_file_of_the_folder(tmp_path):
+    files = saving.save(tmp_path, "shift-/runs/a", None, {"value": 1.5}, {"of": [1, 2]})
+    assert files == [tmp_path / "shift-runs-a.json", tmp_path / "shift-runs-a.npz"]
+    assert json.loads(files[0].read_text())["value"] == 1.5 and np.load(files[1])["of"].tolist() == [1, 2]
 
 
 @pytest.fixture(scope="module")
