@@ -89,14 +89,14 @@ def chosen(rows: str) -> list[str]:
 
 def command(row: str, seed: int, runs: pathlib.Path = RUNS) -> list[str]:
     """What is typed for a row, after `robust-vit`."""
-    chosen, folder = ROWS[row], lambda name: runs / f"{name}-{seed}"
+    own, folder = ROWS[row], lambda name: runs / f"{name}-{seed}"
     room, _, name = row.rpartition("/")
     if not room:
         suite = f"--config.evaluation.suite={','.join(SUITES)}"
-        return ["train", *chosen.flags.split(), f"--config.seed={seed}", suite, f"--workdir={folder(row)}"]
-    flags = [f"--config={SMALL}:{name}", *chosen.flags.split()]
-    flags += [f"--config.initial.weights={folder(f'{room}/{chosen.begins}')}"] if chosen.begins else []
-    flags += [f"--config.objective.teacher={folder(f'{room}/{chosen.teacher}')}"] if chosen.teacher else []
+        return ["train", *own.flags.split(), f"--config.seed={seed}", suite, f"--workdir={folder(row)}"]
+    flags = [f"--config={SMALL}:{name}", *own.flags.split()]
+    flags += [f"--config.initial.weights={folder(f'{room}/{own.begins}')}"] if own.begins else []
+    flags += [f"--config.objective.teacher={folder(f'{room}/{own.teacher}')}"] if own.teacher else []
     return ["train", *flags, f"--config.seed={seed}", f"--workdir={folder(row)}"]
 
 

@@ -107,6 +107,24 @@ def test_a_row_runs_what_it_needs_first():
     assert "small/painted" not in rows.chosen("small") and "small/painted_hardened" in rows.chosen("small,best")
 
 
+def test_a_row_that_fails_costs_no_other_and_what_is_measured_stays(tmp_path, monkeypatch):
+    def measure(row, seed, runs):
+        if row == "small/mart":
+            raise ValueError("no")
+        return {"seed": seed, "row": row}
+
+    results = tmp_path / "found.json"
+    results.write_text(json.dumps({"rows": {"small/trades": [{"seed": 0, "row": "kept"}]}}))
+    monkeypatch.setattr(recipes, "measure", measure)
+    asked = "--rows=small/trades,small/mart,small/hat --seeds=1,0".split()
+    monkeypatch.setattr(sys, "argv", ["recipes.py", f"--results={results}", *asked])
+    with pytest.raises(SystemExit, match="small/mart, seed 1: no\nsmall/mart, seed 0: no"):
+        recipes.main()
+    found = json.loads(results.read_text())["rows"]
+    assert found["small/trades"] == [{"seed": 0, "row": "kept"}, {"seed": 1, "row": "small/trades"}]
+    assert [run["seed"] for run in found["small/hat"]] == [0, 1] and PAGE == recipes.PAGE.read_text()
+
+
 def spends(name, passes, budget):
     """Whether a method costs what it says, and spends what all may."""
     needs = ["--config.objective.teacher=t"] if rows.METHODS[name].teacher else []
