@@ -32,5 +32,20 @@ _OBJECTS = {
         ("accumulated_gradients", "alignment", "alone", "fitted_judge", "magnitude", "synthesize"), "semantics"
     ),
     **dict.fromkeys(("plot_gradients", "plot_scores", "plot_synthesis"), "semantics_plots"),
+    "History": "history",
+    **dict.fromkeys(("Walk", "walk"), "walks"),
+    **dict.fromkeys(("by_class", "by_step", "calibration", "confusion", "loss_by_step", "surface"), "curves"),
+    **dict.fromkeys(
+        (
+            "plot_calibration",
+            "plot_classes",
+            "plot_confusion",
+            "plot_epsilon",
+            "plot_loss",
+            "plot_steps",
+            "plot_surface",
+        ),
+        "curves_plots",
+    ),
 }
 __getattr__, __dir__ = lazy.attach(__name__, modules=lazy.submodules(__path__), objects=_OBJECTS)

@@ -20,6 +20,10 @@ CAPTIONS = {
     "loss": "What the attack maximises, step by step. A curve that still climbs at the end has not converged.",
     "calibration": "How often a confidence is right, without and under attack.",
     "confusion": "What examples are taken for under attack, in numbers of examples.",
+    "epsilon": "Accuracy against epsilon with its 95 % interval.",
+    "classes": "Clean accuracy and accuracy under attack of each class, the weakest first.",
+    "surface": "The loss around an image; inside of the dashed square an attacker may go; hatched is wrong.",
+    "tradeoff_clean": "Clean accuracy against robust accuracy, and the Pareto front.",
     "examples": "Clean images, what the attack adds, and the sum, with predictions.",
 }
 OF_RUN = ("curves", "sweep")  # of the run's own folder
@@ -67,7 +71,8 @@ def pictures(folder: pathlib.Path, result: Mapping[str, Any], own: pathlib.Path)
       [{"source" (a data URI), "caption", "alt"}], as many as fit a budget of bytes.
     """
     paths = [folder / f"{name}.png" for name in OF_RUN] + [own / f"{name}.png" for name in OF_PAGE]
-    paths += sorted((folder / "explain").glob("*.png"))
+    drawn = {path.name for path in paths if path.is_file()}
+    paths += sorted(path for path in (folder / "explain").glob("*.png") if path.name not in drawn)
     found = encoded.within([path for path in paths if path.is_file()], BUDGET)
     return [{"source": source, "caption": caption(path), "alt": in_words(path, result)} for path, source in found]
 

@@ -199,12 +199,17 @@ def test_examples_of_other_weights_are_not_shown(tmp_path):
     assert '<script type="application/json">' not in text and page.UNTOLD in text
 
 
+@jax.jit
+def plainly(logits_fn, images):
+    return logits_fn(images)
+
+
 @pytest.fixture(scope="module")
 def context():
     module = models.build("vit", depth=1, width=16, heads=2, patch_size=4, image_size=8, channels=1, num_classes=4)
     logits_fn = models.logits_fn(module, models.init(module, jax.random.key(0)))
     images = np.asarray(jax.random.uniform(jax.random.key(1), (6, 8, 8, 1)))
-    labels = np.asarray(jax.jit(lambda f, x: f(x))(logits_fn, images)).argmax(1)
+    labels = np.asarray(plainly(logits_fn, images)).argmax(1)
     return Context(
         logits_fn=logits_fn,
         batches=lambda: [{"image": images, "label": labels, "index": np.arange(6) + 4}],
@@ -251,18 +256,32 @@ def test_the_image_by_which_autoattack_broke_a_point_is_shown(tmp_path, context,
         5, 6, version="standard", norm="linf", epsilon=0.05, ledger=moved, outcomes=pairs.pack(np.arange(2), [1, 0])
     )
     folder(tmp_path, with_walk=False, weights={"hash": context.fingerprint}, autoattack=made)
-    page.write(tmp_path, context, examples=3)
+    page.write(tmp_path, context, examples=4)
     found = gallery.read(tmp_path / "report", context.fingerprint).walk
     np.testing.assert_array_equal(found.adversarial[0], worst)
-    np.testing.assert_allclose(found.adversarial_logits[0], context.logits_fn(worst[None])[0], atol=1e-5)
+    expected = plainly(context.logits_fn, np.repeat(worst[None], 6, axis=0))[0]
+    np.testing.assert_allclose(found.adversarial_logits[0], expected, atol=1e-5)
     data = embedded((tmp_path / "report" / "index.html").read_text())
     names = content.class_names(result(), 4)
     assert data["examples"][0]["t"].startswith(
         f"AutoAttack: stood APGD-CE; broken by APGD-T, aimed at “{names[3]}”, after 27 steps. PGD-2: "
     )
     assert data["examples"][1]["t"].startswith("AutoAttack: stood APGD-CE and Square. PGD-2: ")
-    maps = [attention.attention_rollout(context.logits_fn, x)[0] for x in (found.images[:1], worst[None])]
+    maps = [attention.attention_rollout(context.logits_fn, x)[0] for x in (found.images, found.adversarial)]
     assert data["grid"] == [2, 2]
     for told, expected in zip(data["examples"][0]["a"], maps):
         levels = np.frombuffer(base64.b64decode(told), np.uint8).reshape(2, 2)
         np.testing.assert_array_equal(levels, np.rint(255 * expected / expected.max()))
+
+
+def test_the_templates_travel_in_the_wheel():
+    import pathlib
+
+    root = pathlib.Path(page.__file__).parents[3]
+    setup = root / "setup.py"
+    if not setup.is_file():
+        pytest.skip("an installed package: it has travelled")
+    (patterns,) = re.findall(r'"robust_vit": \[(.*?)\]', setup.read_text())
+    package = root / "robust_vit"
+    packed = {path for pattern in re.findall(r'"(.*?)"', patterns) for path in package.glob(pattern)}
+    assert packed >= set((package / "analysis" / "report" / "templates").iterdir())
