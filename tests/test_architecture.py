@@ -18,7 +18,7 @@ ROOT = pathlib.Path(robust_vit.__file__).parent
 FLOORS = {
     "ground": ("", "errors", "guard", "host_call", "lazy", "locks", "pixels", "provenance", "threat", "typing"),
     "programs": ("program", "randomness"),
-    "mathematics": ("attacks", "models", "objectives"),
+    "mathematics": ("attacks", "models", "objectives", "physical"),
     "surroundings": ("config", "data", "hosts", "parallel", "recipes"),
     "measurement": ("analysis", "evaluation"),
     "training": ("training",),

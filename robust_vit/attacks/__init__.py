@@ -35,28 +35,47 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from robust_vit.attacks import aliases, losses, minimal, norms
+from robust_vit.attacks import aliases, blackbox, expectation, losses, minimal, norms, patches
 from robust_vit.attacks.autoattack.apgd import apgd_run
 from robust_vit.attacks.autoattack.fab import fab_run
 from robust_vit.attacks.autoattack.factories import apgd, fab, square
 from robust_vit.attacks.autoattack.square.search import square_run
+from robust_vit.attacks.blackbox.boundary import boundary
+from robust_vit.attacks.blackbox.hop_skip_jump import hop_skip_jump
+from robust_vit.attacks.blackbox.nes import nes
 from robust_vit.attacks.fgsm import fgsm
+from robust_vit.attacks.minimal.carlini import cw, ead
 from robust_vit.attacks.minimal.ddn import ddn
+from robust_vit.attacks.minimal.deepfool import deepfool
 from robust_vit.attacks.minimal.fmn import fmn
+from robust_vit.attacks.minimal.pdpgd import pdpgd
+from robust_vit.attacks.patch_fool import patch_fool
+from robust_vit.attacks.patches.attack import patch
 from robust_vit.attacks.pgd import pgd
 from robust_vit.attacks.straight_through import straight_through
-from robust_vit.errors import lookup
+from robust_vit.attacks.transferable.attack import transfer
+from robust_vit.attacks.universal import universal
+from robust_vit.errors import lookup, nearest
 from robust_vit.threat import Threat
 from robust_vit.typing import Attack
 
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "apgd": apgd,
+    "boundary": boundary,
+    "cw": cw,
     "ddn": ddn,
+    "deepfool": deepfool,
+    "ead": ead,
     "fab": fab,
     "fgsm": fgsm,
     "fmn": fmn,
+    "hop_skip_jump": hop_skip_jump,
+    "nes": nes,
+    "patch": patch,
+    "pdpgd": pdpgd,
     "pgd": pgd,
     "square": square,
+    "transfer": transfer,
 }
 
 
@@ -117,6 +136,13 @@ def build(name: str, *, threat: Any = None, **keywords: Any) -> Attack:
     return make(**keywords)
 
 
+def __getattr__(name: str) -> Callable[..., Attack]:
+    """`attacks.bim(epsilon=8 / 255)`: an alias as a factory of its own."""
+    if name not in aliases.ALIASES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{nearest(name, globals())}")
+    return factory(name)
+
+
 def options(name: str) -> dict[str, Any]:
     """Returns {keyword: default} of what `build(name, ...)` takes; a required keyword has `inspect.Parameter.empty`."""
     return {key: one.default for key, one in inspect.signature(factory(name)).parameters.items()}
@@ -126,21 +152,35 @@ __all__ = [
     "ATTACKS",
     "apgd",
     "apgd_run",
+    "blackbox",
+    "boundary",
     "build",
+    "cw",
     "ddn",
+    "deepfool",
+    "ead",
+    "expectation",
     "factory",
     "fab",
     "fab_run",
     "fgsm",
     "fmn",
+    "hop_skip_jump",
     "known_as",
     "losses",
     "minimal",
     "names",
+    "nes",
     "norms",
     "options",
+    "patch",
+    "patch_fool",
+    "patches",
+    "pdpgd",
     "pgd",
     "square",
     "square_run",
     "straight_through",
+    "transfer",
+    "universal",
 ]

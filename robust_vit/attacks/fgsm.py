@@ -2,7 +2,7 @@
 
 from robust_vit.attacks import norms, updates
 from robust_vit.attacks.arguments import check_epsilon, check_positive, is_concrete, is_zero
-from robust_vit.attacks.pgd import inside, pgd
+from robust_vit.attacks.pgd import check_targeted, inside, pgd
 from robust_vit.errors import check
 from robust_vit.typing import Array, Attack
 
@@ -15,7 +15,7 @@ def fgsm(
     random_start: bool = False,
     noise: float | Array = 0.0,
     loss: str = "cross_entropy",
-    targeted: bool = False,
+    targeted: bool | str = False,
     keep: str = "last",
     stochastic: bool = False,
 ) -> Attack:
@@ -48,6 +48,7 @@ def fgsm(
     if is_zero(noise):
         return pgd(norm=norm, random_start=random_start, keep=keep, **given)
     check_positive("noise", noise)
+    check_targeted(targeted)
     check("norm", norm, norm == "linf", "'linf' with noise, which is drawn per value")
     check("keep", keep, keep == "last", "'last' with noise, which returns the step whatever it does")
     check_epsilon(epsilon, norm)

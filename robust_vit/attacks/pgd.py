@@ -1,7 +1,7 @@
 """Projected gradient descent: many small steps, each put back into the ball."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +21,16 @@ from robust_vit.attacks.arguments import (
     per_example,
     working,
 )
-from robust_vit.errors import check_choice, lookup
+from robust_vit.errors import check, check_choice, lookup
 from robust_vit.typing import Array, Attack, Keys, LogitsFn
 
 KEEP = ("loss", "success", "last")
 STARTS = ("uniform", "normal")
 START_SCALE = 1e-3  # of TRADES, https://arxiv.org/abs/1901.08573
 
+LEAST_LIKELY = "least_likely"
+
+View = Callable[[Keys, Array], Array]  # (keys [B], points) -> what the model is shown of them
 Verdict = tuple[Array, Array]  # the loss [B] that the adversary maximises, and whether it has succeeded [B] bool
 
 
@@ -50,13 +53,14 @@ def pgd(
     start_scale: float | Array = START_SCALE,
     restarts: int = 1,
     loss: str = "cross_entropy",
-    targeted: bool = False,
+    targeted: bool | str = False,
     update: str = "steepest",
     momentum: float = 0.0,
     keep: str = "loss",
     patch_keep: float | Array | None = None,
     patch_size: int | None = None,
     stochastic: bool = False,
+    eot: int = 1,
 ) -> Attack:
     """Makes a PGD attack: x <- project(x + step_size * steepest(gradient of the loss)), from a random start.
 
@@ -72,10 +76,12 @@ def pgd(
       start_scale: standard deviation of "normal", in units of the [0,1] pixel range; TRADES' by default.
       restarts: independent starts; the best point over all of them is returned.
       loss: what is maximised: a name of `losses.LOSSES`.
-      targeted: `targets` are the classes to reach, and the loss is minimised.
-      update: the rule that makes steps of gradients, see `updates`: "steepest", "heavy_ball" (FARE's) or "adam".
-      momentum: of "steepest": decay of the accumulated, L1-normalised gradients; 0 is plain PGD, 1 is MI-FGSM's
-        default. Of "heavy_ball": decay of the steps, 0.9 in the paper.
+      targeted: True: `targets` are the classes to reach, and the loss is minimised. "least_likely": the class of each
+        clean image's lowest logit is to be reached, whatever `targets` says (Kurakin et al. 2017).
+      update: the rule that makes steps of gradients, see `updates`: "steepest", "heavy_ball" (FARE's), "nesterov" or
+        "adam".
+      momentum: of "steepest" and "nesterov": decay of the accumulated, L1-normalised gradients; 0 is plain PGD, 1 is
+        MI-FGSM's default. Of "heavy_ball": decay of the steps, 0.9 in the paper.
       keep: "loss" returns the point of highest loss among all iterates, the start included; "success" prefers
         misclassified points, then the loss (for evaluation); "last" returns the last iterate and saves the forward pass
         that judges it (for training).
@@ -83,6 +89,8 @@ def pgd(
         fraction of the image's patches, drawn anew; in [0,1], may be traced. None or 1 for none.
       patch_size: side of those patches in pixels.
       stochastic: the model is called as logits_fn(images, keys [B]), with fresh keys for every evaluation.
+      eot: evaluations of a stochastic model that are averaged for a step's gradient and for a verdict, which counts as
+        a success what most of them misclassify: expectation over transformation (`expectation.under`).
 
     Returns:
       attack(keys [B], logits_fn, images [B,H,W,C], targets [B] or [B,K], strength=1.0) -> adversarial images, same
@@ -92,10 +100,13 @@ def pgd(
       ValueError: for a bad keyword, before anything is compiled.
 
     Reference: Madry et al. 2018, https://arxiv.org/abs/1706.06083; masking: Mo et al. 2022,
-      https://arxiv.org/abs/2210.07540
+      https://arxiv.org/abs/2210.07540; eot: Athalye et al. 2018, https://arxiv.org/abs/1707.07397
     """
     check_epsilon(epsilon, norm)
     check_count("steps", steps)
+    check_count("eot", eot)
+    check("eot", eot, eot == 1 or stochastic, "1 without stochastic: every evaluation would be the same")
+    check_targeted(targeted)
     check_count("restarts", restarts)
     check_choice("keep", keep, KEEP)
     check_choice("start", start, STARTS)
@@ -127,6 +138,7 @@ def pgd(
         keep=keep,
         masks=None if patch_keep is None else lambda keys, x: patch_masks.kept(keys, x, patch_keep, patch_size),
         stochastic=stochastic,
+        eot=eot,
     )
 
 
@@ -139,18 +151,23 @@ def inside(
     rule: updates.Update,
     restarts: int = 1,
     loss: str = "cross_entropy",
-    targeted: bool = False,
+    targeted: bool | str = False,
     keep: str = "last",
     masks: Callable[[Keys, Array], Array] | None = None,
     stochastic: bool = False,
+    eot: int = 1,
+    views: tuple[View, ...] = (),
 ) -> Attack:
     """`pgd` in any ball, which says where to start and what to project on, by any rule; keywords are checked already.
 
     Args:
       masks: (keys [B], images) -> [B,H,W,1] booleans, where the perturbation is kept before a gradient is taken; None
         keeps it everywhere.
+      views: (keys [B], points) -> what the model is shown of them; gradient and verdict are the means over all views,
+        each drawn `eot` times. None is the points themselves.
     """
     objective = losses.get(loss)
+    drawing = stochastic or bool(views)
 
     def attack(keys: Keys, logits_fn: LogitsFn, images: Array, targets: Array, strength: Array | float = 1.0) -> Array:
         keys = check_inputs(keys, logits_fn, images, targets, strength, stochastic)
@@ -158,7 +175,11 @@ def inside(
         radius = per_example(epsilon, images) * per_example(strength, images)
         step = per_example(step_size, images) * per_example(strength, images)
         clean = working(images)
-        gradient, verdict = judged(logits_fn, images, targets, objective, targeted, by_success=keep == "success")
+        if targeted == LEAST_LIKELY:
+            targets = least_likely(logits_fn, images, *((_folded(keys, 2 * restarts),) if stochastic else ()))
+        looks = [seen_through(view, logits_fn, stochastic) for view in views] or [logits_fn]
+        sides = [judged(look, images, targets, objective, bool(targeted), keep == "success") for look in looks]
+        gradient, verdict = (mean_of(functions, eot) for functions in zip(*sides))
 
         def move(points: Array, direction: Array) -> Array:
             points = points + expand(step, clean) * direction
@@ -166,13 +187,16 @@ def inside(
 
         def restart(best: Best, index: Array) -> tuple[Best, None]:
             points = ball.start(_folded(keys, index), clean, radius)
-            noise, masked = draws(_folded(keys, restarts + index), clean, stochastic, masks)
+            noise, masked = draws(_folded(keys, restarts + index), clean, drawing, masks)
 
             def one_step(carry: tuple, number: Array) -> tuple[tuple, None]:
                 points, memory, best = carry
                 points = masked(points, number)
+                if rule.ahead is not None:
+                    points, here = move(points, rule.ahead(memory)), points
                 slope, judgement = gradient(points, *noise(number))
                 best = better(best, points, *judgement) if keep != "last" else best
+                points = points if rule.ahead is None else here
                 direction, memory = rule.step(slope, points, memory, number)
                 return (move(points, direction), memory, best), None
 
@@ -187,6 +211,58 @@ def inside(
         return finish(best.points, images, radius)
 
     return attack
+
+
+def seen_through(view: View, logits_fn: LogitsFn, stochastic: bool) -> LogitsFn:
+    """The model behind a view: (points, keys) -> logits."""
+
+    def look(points: Array, keys: Keys) -> Array:
+        own, models = norms.split(keys)
+        return logits_fn(view(own, points), *((models,) if stochastic else ()))
+
+    return look
+
+
+def mean_of(functions: Sequence[Callable[..., Any]], eot: int) -> Callable[..., Any]:
+    """The mean of what functions of (points, keys) return, over them and over `eot` draws of each; truth by majority.
+
+    One after the other, so that many draws need the memory of one.
+    """
+    if len(functions) == 1 and eot == 1:
+        return functions[0]
+
+    def mean(points: Array, keys: Keys) -> Any:
+        def one_draw(total: Any, number: Array) -> tuple[Any, None]:
+            for place, function in enumerate(functions):
+                found = function(points, _folded(keys, number * len(functions) + place))
+                total = jax.tree.map(lambda sum, new: sum + new.astype(sum.dtype), total, found)
+            return total, None
+
+        kinds = jax.eval_shape(functions[0], points, keys)
+        at_rest = points[:, 0, 0, 0] * 0  # not zeros: under shard_map it varies over devices as the sum does
+        nothing = jax.tree.map(
+            lambda kind: jnp.zeros(kind.shape, at_rest.dtype) + at_rest.reshape(-1, *(1,) * (len(kind.shape) - 1)),
+            kinds,
+        )
+        total, _ = jax.lax.scan(one_draw, nothing, jnp.arange(eot))
+        count = eot * len(functions)
+        return jax.tree.map(lambda sum, kind: sum > count / 2 if kind.dtype == bool else sum / count, total, kinds)
+
+    return mean
+
+
+def least_likely(logits_fn: LogitsFn, images: Array, *keys: Keys) -> Array:
+    """The class of each image's lowest logit, [B] int32.
+
+    Reference: Kurakin et al. 2017, https://arxiv.org/abs/1611.01236
+    """
+    return jnp.argmin(logits_fn(images, *keys), axis=-1).astype(jnp.int32)
+
+
+def check_targeted(targeted: bool | str) -> None:
+    """Raises ValueError unless it is True, False or "least_likely"."""
+    known = isinstance(targeted, bool) or targeted == LEAST_LIKELY
+    check("targeted", targeted, known, f"True, False or {LEAST_LIKELY!r}")
 
 
 def draws(
@@ -216,8 +292,11 @@ def _check_momentum(momentum: float | Array, update: str) -> None:
         return
     if not 0 <= momentum < float("inf"):
         raise ValueError(f"momentum = {momentum}: must be at least 0")
-    if update == "heavy_ball" and momentum == 0:
-        raise ValueError(f"momentum = {momentum}: must be above 0 with update = 'heavy_ball', 0.9 in its paper")
+    usual = {"heavy_ball": 0.9, "nesterov": 1}  # of their papers
+    if update in usual and momentum == 0:
+        raise ValueError(
+            f"momentum = {momentum}: must be above 0 with update = {update!r}, {usual[update]} in its paper"
+        )
     if update == "adam" and momentum != 0:
         raise ValueError(f"momentum = {momentum}: must be 0 with update = 'adam', which has its own")
 

@@ -24,10 +24,12 @@ class Update(NamedTuple):
     Attributes:
       start: zeros [B,H,W,C] -> what is remembered before the first step.
       step: (gradient, points, memory, number of the step, traced) -> (displacement [B,H,W,C], memory).
+      ahead: memory -> the displacement at which a step's gradient is taken; None takes it where the step begins.
     """
 
     start: Callable[[Array], Any]
     step: Callable[[Array, Array, Any, Array], tuple[Array, Any]]
+    ahead: Callable[[Any], Array] | None = None
 
 
 def steepest(ball: norms.Ball, steps: int, momentum: float | Array) -> Update:
@@ -45,6 +47,16 @@ def steepest(ball: norms.Ball, steps: int, momentum: float | Array) -> Update:
         return ball.steepest(memory, points), memory
 
     return Update(lambda zeros: zeros, step)
+
+
+def nesterov(ball: norms.Ball, steps: int, momentum: float | Array) -> Update:
+    """`steepest`, with the gradient of where the accumulated ones lead: momentum * memory steps ahead, where the
+    memory is scaled to gradients of mean size 1, as its authors' code has it.
+
+    Reference: Lin et al. 2020 (NI-FGSM), https://arxiv.org/abs/1908.06281
+    """
+    plain = steepest(ball, steps, momentum)
+    return plain._replace(ahead=lambda memory: momentum * memory[0].size * memory)
 
 
 def heavy_ball(ball: norms.Ball, steps: int, momentum: float | Array) -> Update:
@@ -93,5 +105,6 @@ def l1_normalised(gradient: Array) -> Array:
 UPDATES: dict[str, Callable[[norms.Ball, int, float | Array], Update]] = {
     "steepest": steepest,
     "heavy_ball": heavy_ball,
+    "nesterov": nesterov,
     "adam": adam,
 }

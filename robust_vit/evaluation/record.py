@@ -28,7 +28,8 @@ RESERVED = ("schema", *IDENTITY, "class_names", *ENVIRONMENT, "previous")
 FIGURES = frozenset(
     "accuracy interval correct loss nonfinite per_class outcomes notes measured curve reaches_zero "
     "clean_accuracy clean_interval robust_accuracy robust_interval claimed_robust_accuracy counts seconds rows "
-    "verification area median_distance distances canary header ledger images robustbench findings warnings ok".split()
+    "verification area median_distance median_queries distances canary header ledger images robustbench findings "
+    "warnings ok".split()
 )
 
 Result = dict[str, Any]

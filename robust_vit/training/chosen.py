@@ -32,8 +32,10 @@ EVERY_OPTIMIZER = ("name", "schedule", "learning_rate", "scale_with_batch", "bas
 EVERY_OPTIMIZER += ("ema_decay", "layer_decay", "freeze", "per_epoch", "warmup_epochs", "warmup_learning_rate")
 # Keywords that training cannot give a meaning, an attack towards the label, or gives itself (`attack_at`).
 UNTRAINABLE = {
-    "pgd": {"targeted", "stochastic", "patch_keep", "patch_size"},
+    "pgd": {"targeted", "stochastic", "eot", "patch_keep", "patch_size"},
     "fgsm": {"targeted", "stochastic"},
+    "patch": {"targeted", "stochastic", "eot", "mask"},
+    "transfer": {"targeted", "patch_keep", "patch_size"},
     "apgd": {"eot", "stochastic"},
 }
 OF_THREAT = ("norm", "epsilon")  # what an objective that takes it is handed of the section "attack"
@@ -52,6 +54,8 @@ def training_defaults(section: ConfigDict) -> dict[str, Any]:
         # "success" would return the clean image where the attack fails, and train on that.
         "apgd": {"keep": "loss", "last_gradient": False},
         "square": {"keep": "loss", "queries": 100, "rescale_schedule": True},  # 5000 by default, for evaluation
+        "transfer": {"keep": "last", "momentum": 1.0, "step_size": section.epsilon / max(section.steps, 1)},
+        "patch": {"keep": "last"},
         "fab": {"targets": 1},  # of its steps each; 9 by default, for evaluation
     }
     if options.get("update") == "adam":

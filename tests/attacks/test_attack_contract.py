@@ -23,19 +23,43 @@ from robust_vit.attacks import losses, norms
 # loss that it promises not to lower.
 CHEAP = {
     "apgd": {"steps": 5},
+    "boundary": {"steps": 60, "norms": ["l2"], "measure": "margin"},
+    "cw": {"steps": 15, "rounds": 2, "weight": 1.0, "learning_rate": 0.05, "norms": ["l2"], "measure": "margin"},
     "ddn": {"steps": 12, "norms": ["l2"], "measure": "margin"},
+    "deepfool": {"steps": 4, "candidates": 3, "norms": ["l2", "linf"], "measure": "margin"},
+    "ead": {"steps": 15, "rounds": 2, "weight": 1.0, "learning_rate": 0.05, "norms": ["l1"], "measure": "margin"},
     "fab": {"steps": 5, "targets": 2},
     "fgsm": {},
     "fmn": {"steps": 12, "measure": "margin"},
+    "hop_skip_jump": {"steps": 3, "evaluations": 10, "norms": ["l2", "linf"], "measure": "margin"},
+    "nes": {"steps": 4, "pairs": 8, "measure": "margin"},
+    "patch": {"steps": 3, "size": 3},
+    "pdpgd": {"steps": 60, "measure": "margin"},
     "pgd": {"steps": 3},
     "square": {"queries": 20, "measure": "margin"},
+    "transfer": {"steps": 3, "translation": 3, "nesterov": True},
 }
+# Attacks for evaluation, and made of parts that the others test: here each keeps its ball, any split, one program and
+# its dtype; the other promises, and its other norms, are held in the slow job.
+APART = {"boundary", "cw", "deepfool", "ead", "hop_skip_jump", "nes", "patch", "pdpgd", "transfer"}
 EPSILON = {"linf": 0.1, "l2": 1.2, "l1": 2.0}
 SHAPES = [(2, 5, 7, 3), (3, 6, 4, 1)]
 
-PAIRS = [(name, norm) for name in attacks.names() for norm in CHEAP.get(name, {}).get("norms", sorted(norms.BALLS))]
+
+def pairs(apart):
+    """Every attack in every norm that it knows; of those that are `apart`, all but the first norm are slow."""
+    for name in attacks.names():
+        for place, norm in enumerate(CHEAP.get(name, {}).get("norms", sorted(norms.BALLS, reverse=True))):
+            slow = name in APART and (place or apart)
+            yield pytest.param(name, norm, marks=pytest.mark.slow if slow else ())
+
+
 every_attack = pytest.mark.parametrize("name", attacks.names())
-every_attack_and_norm = pytest.mark.parametrize("name, norm", PAIRS)
+every_attack_in_full = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in APART else ()) for name in attacks.names()]
+)
+every_attack_and_norm = pytest.mark.parametrize("name, norm", [*pairs(apart=False)])
+every_attack_and_norm_in_full = pytest.mark.parametrize("name, norm", [*pairs(apart=True)])
 
 
 def build(name, norm="linf", epsilon=None, **keywords):
@@ -85,7 +109,7 @@ def test_stays_in_the_ball_and_in_the_pixel_range(name, norm, problem, seed, sha
     assert adversarial.min() >= 0.0 and adversarial.max() <= 1.0
 
 
-@every_attack_and_norm
+@every_attack_and_norm_in_full
 def test_never_lowers_its_loss_against_the_start_it_keeps(name, norm, problem):
     """Started at the clean image where it can be; otherwise the margin, which a success raises and a failure leaves."""
     measure = CHEAP.get(name, {}).get("measure", "cross_entropy" if accepts(name, "keep") else "margin")
@@ -97,7 +121,7 @@ def test_never_lowers_its_loss_against_the_start_it_keeps(name, norm, problem):
     assert jnp.any(after > before + 1e-3)
 
 
-@every_attack
+@every_attack_in_full
 def test_jit_is_eager(name, problem):
     keys, logits_fn, images, labels = problem()
     attack = build(name, first_norm(name))
@@ -120,7 +144,7 @@ def test_any_order_and_any_split_give_the_same(name, problem):
         np.testing.assert_allclose(attack(keys[part], logits_fn, images[part], labels[part]), whole[part], atol=1e-5)
 
 
-@every_attack
+@every_attack_in_full
 def test_vmap(name, problem):
     """Mapped over a leading axis of 2, as an ensemble of batches would."""
     attack = build(name, first_norm(name))
@@ -132,7 +156,7 @@ def test_vmap(name, problem):
     np.testing.assert_allclose(found.reshape(whole.shape), whole, atol=1e-5)
 
 
-@every_attack
+@every_attack_in_full
 def test_pmap_is_jit(name, problem):
     attack = build(name, first_norm(name))
     keys, logits_fn, images, labels = problem()
@@ -198,7 +222,7 @@ def test_one_program_for_every_strength_and_weights(name, problem):
     assert len(traces) == 1
 
 
-@every_attack
+@every_attack_in_full
 def test_strength_may_differ_by_example(name, problem):
     norm = first_norm(name)
     keys, logits_fn, images, labels = problem()
@@ -208,7 +232,7 @@ def test_strength_may_differ_by_example(name, problem):
     np.testing.assert_array_equal(adversarial[0], images[0])
 
 
-@every_attack
+@every_attack_in_full
 def test_one_hot_targets_mean_labels(name, problem):
     attack = jitted(name, first_norm(name))
     keys, logits_fn, images, labels = problem()
@@ -218,7 +242,14 @@ def test_one_hot_targets_mean_labels(name, problem):
     np.testing.assert_allclose(from_labels, from_distributions, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in attacks.names() if accepts(name, "steps")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in APART else ())
+        for name in attacks.names()
+        if accepts(name, "steps")
+    ],
+)
 def test_more_steps_are_not_a_larger_program(name, problem):
     """Loops are `scan`s: unrolled steps would make compile time grow with them."""
     keys, logits_fn, images, labels = problem()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from robust_vit import attacks
 from robust_vit.attacks import losses, norms, updates
 
-RULES = {"steepest": {"momentum": 1.0}, "heavy_ball": {"momentum": 0.9}, "adam": {}}
+RULES = {"steepest": {"momentum": 1.0}, "heavy_ball": {"momentum": 0.9}, "nesterov": {"momentum": 1.0}, "adam": {}}
 
 
 def gradient_of(logits_fn, labels):
@@ -46,6 +46,20 @@ def test_adam_is_that_of_the_papers(problem):
         hats = mean / (1 - 0.9 ** (step + 1)), square / (1 - 0.999 ** (step + 1))
         x = boxed(x + (0.1 if step < 3 else 0.01) * hats[0] / (np.sqrt(hats[1]) + 1e-8), clean, 0.3)
     np.testing.assert_allclose(found, x, atol=2e-5)
+
+
+def test_nesterov_looks_ahead_along_what_it_accumulated(problem):
+    """Momentum of gradients of mean size 1, taken half a momentum ahead."""
+    found, logits_fn, clean, labels = run(
+        problem, epsilon=0.3, steps=4, step_size=0.05, update="nesterov", momentum=0.5
+    )
+    gradient, x, memory = gradient_of(logits_fn, labels), clean, np.zeros_like(clean)
+    for _ in range(4):
+        ahead = boxed(x + 0.05 * 0.5 * memory, clean, 0.3)
+        g = np.asarray(gradient(ahead.astype(np.float32)), np.float64)
+        memory = 0.5 * memory + g / np.abs(g).mean(axis=(1, 2, 3), keepdims=True)
+        x = boxed(x + 0.05 * np.sign(memory), clean, 0.3)
+    assert np.mean(np.abs(np.asarray(found) - x) > 1e-4) < 0.01  # a sign may differ where a sum is about 0
 
 
 def test_adam_takes_the_steps_of_optax(problem):
@@ -134,7 +148,10 @@ def test_every_rule_climbs_example_by_example(update, problem):
 @pytest.mark.parametrize(
     "keywords, message",
     [
-        ({"update": "adams"}, r"update = 'adams': must be one of adam, heavy_ball, steepest; did you mean 'adam'\?"),
+        (
+            {"update": "adams"},
+            r"update = 'adams': must be one of adam, .*, steepest; did you mean 'adam'\?",
+        ),
         ({"update": "heavy_ball"}, r"momentum = 0.0: must be above 0 with update = 'heavy_ball', 0.9 in its paper"),
         ({"update": "adam", "momentum": 0.5}, r"momentum = 0.5: must be 0 with update = 'adam', which has its own"),
     ],

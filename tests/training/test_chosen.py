@@ -125,14 +125,18 @@ def test_the_stored_configuration_says_what_the_attack_was_made_with():
         assert {key: said[key] for key in before} == before
 
 
+NORMS = {"ead": "l1"} | dict.fromkeys(
+    ("boundary", "cw", "ddn", "deepfool", "hop_skip_jump"), "l2"
+)  # of attacks that do not know linf
+
+
 def training_with(name):
     """A tiny run on the digits with that attack, and its state before the first step."""
     made = tiny_run.config(attack__name=name, attack__steps={"apgd": 2, "fab": 1, "fgsm": 1}.get(name, 7))
     made.data.batch_size = made.evaluation.batch_size = 8
     if name == "square":
         made.attack.options.queries = 5
-    if name == "ddn":
-        made.attack.norm = "l2"  # it knows no other
+    made.attack.norm = NORMS.get(name, "linf")
     parts = experiment.build(made)
     return parts, functools.partial(state.create, parts.module, parts.tx, parts.dataset.image_shape, 0, False)
 

@@ -9,12 +9,24 @@
 
 from collections.abc import Callable
 
+from robust_vit.attacks.minimal import carlini as _carlini
 from robust_vit.attacks.minimal import ddn as _ddn
+from robust_vit.attacks.minimal import deepfool as _deepfool
 from robust_vit.attacks.minimal import fmn as _fmn
+from robust_vit.attacks.minimal import pdpgd as _pdpgd
+from robust_vit.attacks.minimal import sigma_zero as _sigma_zero
 from robust_vit.attacks.minimal.nearest import Found, Search, within
 from robust_vit.errors import lookup
 
-SEARCHES: dict[str, Callable[..., Search]] = {"ddn": _ddn.search, "fmn": _fmn.search}
+SEARCHES: dict[str, Callable[..., Search]] = {
+    "cw": _carlini.search_cw,
+    "ddn": _ddn.search,
+    "deepfool": _deepfool.search,
+    "ead": _carlini.search_ead,
+    "fmn": _fmn.search,
+    "pdpgd": _pdpgd.search,
+    "sigma_zero": _sigma_zero.search,  # counts changed values, which is no norm of the other attacks
+}
 
 
 def search(name: str, **keywords) -> Search:

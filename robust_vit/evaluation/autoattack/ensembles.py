@@ -111,6 +111,11 @@ VERSIONS = {
     "rand": lambda norm: [part("apgd-ce", eot=20), part("apgd-dlr", eot=20)],
     "malt": lambda norm: [part("apgd-ce"), part("apgd-malt")],
     "quick": lambda norm: [part("apgd-ce", steps=10), part("apgd-t", steps=10, targets=1)],
+    "fast": lambda norm: [
+        part("apgd-pma", steps=50, restarts=2),
+        part("apgd-malt", steps=50),
+        part("square", steps=1000),
+    ],
 }
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from robust_vit import errors, parallel
 from robust_vit.evaluation import callables, canary, measure, record
-from robust_vit.evaluation.suites import autoattack, masking, measured, minimal
+from robust_vit.evaluation.suites import autoattack, blackbox, masking, measured, minimal
 from robust_vit.evaluation.suites.context import ADAPTIVE, Context, identify
 from robust_vit.evaluation.suites.options import Option
 from robust_vit.pixels import as_float
@@ -32,32 +32,43 @@ SUITES: dict[str, Suite] = {
     "pgd": measured.pgd,
     "sweep": measured.sweep,
     "quick": autoattack.quick,
+    "fast": autoattack.fast,
     "autoattack": autoattack.full,
     "masking": masking.suite,
     "minimal": minimal.suite,
+    "blackbox": blackbox.suite,
 }
 
 # What single suites take besides.
-OWN_CANARY = ("autoattack", "quick")  # they compile programs of their own, and compare those
+OWN_CANARY = ("autoattack", "fast", "quick")  # they compile programs of their own, and compare those
 
-OPTIONS: dict[str, Option] = {**measured.OPTIONS, **autoattack.OPTIONS, **masking.OPTIONS, **minimal.OPTIONS}
+OPTIONS: dict[str, Option] = {
+    **measured.OPTIONS,
+    **autoattack.OPTIONS,
+    **masking.OPTIONS,
+    **minimal.OPTIONS,
+    **blackbox.OPTIONS,
+}
 
 # What is asked of the context before anything compiles.
 CHECKS: dict[str, Callable[[Context], None]] = {
     "quick": autoattack.check_threat,
+    "fast": autoattack.check_threat,
     "autoattack": autoattack.check,
     "masking": masking.check,
     "minimal": minimal.check,
+    "blackbox": blackbox.check,
 }
 
 # Suites that need no gradient (in this context), and so measure any NumPy function.
 GRADIENT_FREE: dict[str, Callable[[Context], bool]] = {
     "clean": lambda context: True,
     "autoattack": autoattack.gradient_free,
+    "blackbox": lambda context: True,
 }
 
 # Suites whose attacks differentiate another form of the classifier where `Context.adaptive` asks for it.
-ADAPTED = ("fgsm", "pgd", "sweep", "quick", "autoattack", "minimal")
+ADAPTED = ("fgsm", "pgd", "sweep", "quick", "fast", "autoattack", "minimal")
 
 
 def read_options(words: Iterable[str]) -> dict[str, Any]:

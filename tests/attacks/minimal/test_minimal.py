@@ -7,9 +7,13 @@ import pytest
 
 from robust_vit import attacks
 from robust_vit.attacks import minimal, norms
+from robust_vit.attacks.minimal.pdpgd import proximal
 
 DUAL = {"linf": 1, "l2": 2, "l1": np.inf}
 CASES = [("ddn", "l2"), ("fmn", "linf"), ("fmn", "l2"), ("fmn", "l1")]
+CASES += [("deepfool", "l2"), ("deepfool", "linf"), ("pdpgd", "linf")]
+LONG = [("pdpgd", "l2"), ("pdpgd", "l1"), ("cw", "l2"), ("ead", "l1")]
+CASES += [pytest.param(*case, marks=pytest.mark.slow) for case in LONG]
 
 
 def affine(weights, images):
@@ -35,7 +39,7 @@ def linear():
 @pytest.mark.parametrize("name, norm", CASES)
 def test_the_distance_to_a_hyperplane_is_found(name, norm, linear):
     logits_fn, images, labels, exact = linear
-    search = minimal.search(name, norm=norm, steps=200)
+    search = minimal.search(name, norm=norm, **({"steps": 20} if name == "deepfool" else {"steps": 200}))
     found = jax.jit(search)(jax.random.split(jax.random.key(0), 6), logits_fn, images, labels)
     assert np.all(np.argmax(logits_fn(found.points), -1) != labels)
     np.testing.assert_allclose(norms.get(norm).distance(found.points, images), found.norm, rtol=1e-5, atol=1e-7)
@@ -69,6 +73,36 @@ def test_ddn_needs_less_than_pgd(problem):
     assert np.all(found.norm[broken] <= norms.get("l2").distance(other, images)[broken] + 1e-5)
 
 
+def test_a_shrinking_step_is_the_proximal_one():
+    """Against the optimality of 1/2 |z - x|^2 + w |z|: x - z lies in w times the subgradients of the norm at z."""
+    x = np.random.default_rng(0).normal(size=(3, 4, 3, 2))
+    weight = np.array([0.3, 1.0, 2.5])
+    for norm, order in DUAL.items():
+        z = np.asarray(proximal(norm, jnp.asarray(x, jnp.float32), jnp.asarray(weight, jnp.float32)), np.float64)
+        rest = (x - z).reshape(3, -1)
+        np.testing.assert_array_less(np.linalg.norm(rest, ord=order, axis=1), weight * (1 + 1e-5))
+        primal = {1: np.inf, 2: 2, np.inf: 1}[order]
+        inner = (rest * z.reshape(3, -1)).sum(1)
+        np.testing.assert_allclose(inner, weight * np.linalg.norm(z.reshape(3, -1), ord=primal, axis=1), atol=1e-4)
+
+
+def test_sigma_zero_needs_as_few_values_as_the_largest_weights_ask_for(linear):
+    """A value can move by about a half: the values of largest weight, one after the other, until the sign turns."""
+    logits_fn, images, labels, _ = linear
+    search = jax.jit(minimal.search("sigma_zero", steps=150))
+    found = search(jax.random.split(jax.random.key(0), 6), logits_fn, images, labels)
+    assert np.all(np.argmax(logits_fn(found.points), -1) != labels)
+    counted = (np.asarray(found.points) != np.asarray(images)).sum((1, 2, 3))
+    np.testing.assert_array_equal(counted, found.norm)
+    w = np.asarray(logits_fn.args[0]["w"], np.float64)
+    x, y = np.asarray(images, np.float64).reshape(6, -1), np.asarray(labels)
+    value = np.abs(x @ w + float(logits_fn.args[0]["b"]))
+    push = -np.where(y == 0, 1.0, -1.0)[:, None] * w  # the direction in which the value falls
+    gains = -np.sort(-np.abs(w) * np.where(push > 0, 1 - x, x), axis=1)
+    fewest = (np.cumsum(gains, 1) < value[:, None]).sum(1) + 1
+    assert np.all(counted >= fewest) and np.all(counted <= fewest + 2), (counted, fewest)
+
+
 @pytest.mark.parametrize(
     "name, keywords, field",
     [
@@ -78,6 +112,12 @@ def test_ddn_needs_less_than_pgd(problem):
         ("fmn", {"norm": "l3"}, "norm = 'l3'"),
         ("fmn", {"steps": 0}, "steps = 0"),
         ("fmn", {"step_size": -1.0}, "step_size = -1.0"),
+        ("deepfool", {"norm": "l1"}, "norm = 'l1'"),
+        ("deepfool", {"candidates": 1}, "candidates = 1"),
+        ("cw", {"norm": "linf"}, "norm = 'linf'"),
+        ("cw", {"rounds": 0}, "rounds = 0"),
+        ("ead", {"norm": "l2"}, "norm = 'l2'"),
+        ("pdpgd", {"learning_rate": 0.0}, "learning_rate = 0.0"),
     ],
 )
 def test_bad_keywords_are_one_line(name, keywords, field):
