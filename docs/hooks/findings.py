@@ -76,11 +76,11 @@ def _page(docs: pathlib.Path, name: str) -> str:
     text = (docs / FOLDER / f"{name}.md").read_text().rstrip()
     if name in lint.ADVICE:
         rule = "no such operation between image and logits"
-        return f"{text}\n\n## What the report says\n\n**Rule** {rule}.\n\n**Do** {lint.ADVICE[name]}.\n"
+        return f"{text}\n\n## What the report says\n\n**Rule** {rule}.\n\n**Advice** {lint.ADVICE[name]}.\n"
     made = EXAMPLES[name]()
     said = [f"**Rule** {made.threshold}."]
     if made.verdict == findings.WARNING:
-        said = [f"**A warning reads** `{made.saw}`", *said, f"**Do** {made.advice}."]
+        said = [f"**A warning reads** `{made.saw}`", *said, f"**Advice** {made.advice}."]
     return "\n\n".join([text, "## What the report says", *said]) + "\n"
 
 

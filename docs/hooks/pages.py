@@ -70,6 +70,13 @@ def first_paragraph(thing: Any) -> str:
     return " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
 
 
+def headed(name: str, module: Any) -> tuple[str, str]:
+    """A title and a summary, from the first paragraph of a module: `LTD, low-temperature distillation (ltd)`."""
+    summary = first_paragraph(module)
+    title = summary.partition(":")[0]
+    return (f"{title} ({name})" if title != summary and len(title) < 60 else name), summary
+
+
 def module_of(made: Callable[..., Any]) -> Any:
     """The module that holds a factory."""
     return importlib.import_module(inspect.unwrap(getattr(made, "func", made)).__module__)
@@ -80,7 +87,7 @@ def attacks() -> dict[str, str]:
     found = {}
     for name, make in rv.attacks.ATTACKS.items():
         path = f"explanation/attacks/{name}.md"
-        parts = [written(path, name, first_paragraph(module_of(make)))]
+        parts = [written(path, *headed(name, module_of(make)))]
         if not (DOCS / path).is_file() and (call := attack_call(name)):
             parts.append(call)
         others = [f"`{alias}` ({_keywords(more)})" for alias, (known, more) in aliases.ALIASES.items() if known == name]
@@ -112,7 +119,7 @@ def objectives() -> dict[str, str]:
     found = {}
     for name, make in rv.objectives.every().items():
         path = f"explanation/objectives/{name}.md"
-        text = written(path, name, first_paragraph(module_of(make)))
+        text = written(path, *headed(name, module_of(make)))
         needs = {
             "an attack": name not in rv.objectives.WITHOUT_ATTACK,
             "a teacher, `objective.teacher`": name in rv.objectives.TEACHERS | rv.objectives.encoders.TEACHERS,
@@ -151,7 +158,7 @@ def families() -> dict[str, str]:
         classes = dict.fromkeys(rv.models.MODELS[name].func.__qualname__ for name in names)
         found[path] = "\n\n".join(
             [
-                written(path, family, inspect.cleandoc(holder.__doc__)),
+                written(path, headed(family, holder)[0], inspect.cleandoc(holder.__doc__)),
                 "## Variants",
                 model_table(counted[name] for name in names if name in counted),
                 "## Fields",
