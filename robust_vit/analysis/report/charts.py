@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from robust_vit import provenance
-from robust_vit.analysis import curves, curves_plots
+from robust_vit.analysis import curves, curves_plots, plots
+from robust_vit.analysis.report import content
 from robust_vit.analysis.report import pictures as encoded
 from robust_vit.analysis.walks import Walk
 from robust_vit.evaluation import record
@@ -26,7 +27,6 @@ CAPTIONS = {
     "tradeoff_clean": "Clean accuracy against robust accuracy, and the Pareto front.",
     "examples": "Clean images, what the attack adds, and the sum, with predictions.",
 }
-OF_RUN = ("curves", "sweep")  # of the run's own folder
 OF_PAGE = ("steps", "loss", "calibration", "confusion")
 
 
@@ -59,18 +59,35 @@ def save(path: pathlib.Path, figure: Any) -> None:
     provenance.write_atomically(path, held.getvalue())
 
 
-def pictures(folder: pathlib.Path, result: Mapping[str, Any], own: pathlib.Path) -> list[dict[str, str]]:
+def sweep(result: Mapping[str, Any], own: pathlib.Path) -> None:
+    """Draws the sweep of the result, unless the picture in the page's folder is of the same numbers."""
+    entry = record.suites_of(result).get("sweep")
+    if entry is None:
+        return
+    told = {"sweep": {name: value for name, value in entry.items() if name not in ("measured", "seed")}}
+    beside = own / "sweep.json"
+    if not (own / "sweep.png").is_file() or content.stored(beside) != told:
+        plots.sweep(entry, own / "sweep.png")
+        provenance.write_json(beside, told)
+
+
+def pictures(
+    folder: pathlib.Path, result: Mapping[str, Any], own: pathlib.Path, examples: bool
+) -> list[dict[str, str]]:
     """The pictures of a run for its page, with captions and what they show in words.
 
     Args:
       folder: of the run.
       result: the content of result.json.
       own: the page's folder.
+      examples: whether those in the page's folder are of the result's weights, and so their pictures.
 
     Returns:
       [{"source" (a data URI), "caption", "alt"}], as many as fit a budget of bytes.
     """
-    paths = [folder / f"{name}.png" for name in OF_RUN] + [own / f"{name}.png" for name in OF_PAGE]
+    sweep(result, own)
+    paths = [folder / "curves.png", *([own / "sweep.png"] if "sweep" in record.suites_of(result) else [])]
+    paths += [own / f"{name}.png" for name in OF_PAGE if examples]
     drawn = {path.name for path in paths if path.is_file()}
     paths += sorted(path for path in (folder / "explain").glob("*.png") if path.name not in drawn)
     found = encoded.within([path for path in paths if path.is_file()], BUDGET)

@@ -111,7 +111,7 @@ def gathered(
         "classes": content.per_class(result, labels),
         "findings": content.findings(result),
         "provenance": content.provenance(result, folder),
-        "pictures": charts.pictures(folder, result, own),
+        "pictures": charts.pictures(folder, result, own, found is not None),
         "examples": found
         and browser.data(found.walk, names, _stories(result, folder, found, names), found.attention, **limited),
         "examples_note": _note(found) if found else (trouble or UNTOLD) if with_examples else "",

@@ -51,10 +51,9 @@ def entry(correct, examples=EXAMPLES, **more):
 
 
 def result(**more):
-    """The content of result.json: clean, PGD, a sweep."""
+    """The content of result.json: clean and PGD."""
     walked = walk()
     threat = {"norm": "linf", "epsilon": 0.1, "steps": 3, "step_size": 0.05}
-    curve = [{"epsilon": e, "accuracy": a, "interval": [a / 2, a]} for e, a in ((0.0, 0.9), (0.1, 0.5), (0.4, 0.0))]
     made = {
         "schema": 2,
         "weights": {"hash": WEIGHTS, "step": 7},
@@ -67,10 +66,12 @@ def result(**more):
         "platform": EVIL,
         "clean": entry(11, outcomes=pairs.pack(walked.indices, walked.clean_right)),
         "pgd": entry(5, outcomes=pairs.pack(walked.indices, walked.standing), **threat),
-        "sweep": {"curve": curve, "norm": "linf", "seed": 0, "measured": {"seconds": 1.0}, "threat_epsilon": 0.1},
     }
     return made | more
 
+
+CURVE = [{"epsilon": e, "accuracy": a, "interval": [a / 2, a]} for e, a in ((0.0, 0.9), (0.1, 0.5), (0.4, 0.0))]
+SWEEP = {"curve": CURVE, "norm": "linf", "seed": 0, "measured": {"seconds": 1.0}, "threat_epsilon": 0.1}
 
 FINDINGS = [
     {"name": "static_check", "verdict": "ok", "saw": "nothing", "threshold": "none", "advice": "", "numbers": {}},

@@ -9,7 +9,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from made import CLASSES, EVIL, EXAMPLES, MASKING, NAMES, entry, folder, result, walk
+from made import CLASSES, EVIL, EXAMPLES, MASKING, NAMES, SWEEP, entry, folder, result, walk
 from PIL import Image
 
 from robust_vit import models
@@ -52,7 +52,7 @@ class Reader(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    path = folder(tmp_path_factory.mktemp("runs") / f"run {EVIL[1:5]}", masking=MASKING)
+    path = folder(tmp_path_factory.mktemp("runs") / f"run {EVIL[1:5]}", masking=MASKING, sweep=SWEEP)
     return page.write(path), path
 
 
@@ -105,6 +105,24 @@ def test_ids_are_unique_links_arrive_and_pictures_have_words(read):
     assert all(a.get("role") == "img" for a in read.of("canvas"))
     assert [a["lang"] for a in read.of("html")] == ["en"]
     assert any("width=device-width" in a.get("content", "") for a in read.of("meta"))
+
+
+def test_pictures_are_of_the_figures_that_stand_beside_them(written, tmp_path):
+    """A sweep that was measured again is drawn again; pictures of other weights' examples are left out."""
+    import shutil
+
+    path = shutil.copytree(written[1], tmp_path / "run")
+    before = (path / "report" / "sweep.png").read_bytes()
+    for name in ("steps", "curves"):
+        Image.new("RGB", (4, 4)).save(path / "report" / f"{name}.png")
+    words = [a["alt"] for a in Reader(page.write(path).read_text()).of("img")]
+    assert words[0] == "Accuracy against epsilon: 90.0% at 0, 50.0% at 0.1, 0.0% at 0.4." and len(words) == 2
+    assert (path / "report" / "sweep.png").read_bytes() == before
+    curve = [row | {"accuracy": row["accuracy"] / 2} for row in SWEEP["curve"]]
+    record.write(path / "result.json", result(sweep=SWEEP | {"curve": curve}, weights={"hash": "another"}))
+    words = [a["alt"] for a in Reader(page.write(path).read_text()).of("img")]
+    assert words == ["Accuracy against epsilon: 45.0% at 0, 25.0% at 0.1, 0.0% at 0.4."]
+    assert (path / "report" / "sweep.png").read_bytes() != before
 
 
 def test_the_browser_is_given_what_was_measured(written):
