@@ -114,6 +114,7 @@ def base() -> ConfigDict:
     config.optimizer.b2 = 0.999  # adamw: decay of the mean of their squares
     config.optimizer.lion_b2 = 0.99  # lion: decay of the mean that it keeps; it steps by that of b1
     config.optimizer.momentum = 0.9  # sgd
+    config.optimizer.moment = "float32"  # what the mean of gradients is kept in: float32, or bfloat16 for its memory
     config.optimizer.layer_decay = 1.0  # the learning rate falls by it from each layer to the one below; 1: it does not
     config.optimizer.freeze = ()  # what stays as it is: patterns of parameters, such as "patch_embed", "blocks_[0-5]"
     config.optimizer.clip_norm = 0.0  # global gradient norm; 0: no clipping
@@ -135,6 +136,7 @@ def base() -> ConfigDict:
     config.training.log_every_steps = 10  # rows of metrics.jsonl
     config.training.validate_every_epochs = 5.0  # and at the end
     config.training.save_every_epochs = 5.0  # and at every validation
+    config.training.remat_policy = ""  # what passes keep for gradients: "" all, dots products, dots_no_batch by weights
     config.training.keep_checkpoints = 2  # the latest so many, and the best by validation
     config.training.trackers = ""  # besides metrics.jsonl: csv, tensorboard, wandb, mlflow; comma separated
 

@@ -156,6 +156,8 @@ def _equation_macs(equation: core.JaxprEqn) -> int:
     inner = [traced_macs(jaxpr) for jaxpr in _inner_jaxprs(params)]
     if primitive == "cond":
         return max(inner)
+    if primitive == "shard_map":  # the program of one device
+        return sum(inner) * params["mesh"].size
     return sum(inner) * (params["length"] if primitive == "scan" else 1)
 
 

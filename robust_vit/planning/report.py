@@ -22,6 +22,8 @@ from robust_vit.training import experiment, frozen, programs, validate
 # What saves memory, the cheapest first: field, value, where it can be turned on, in words.
 REMEDIES: tuple[tuple[str, Any, Callable[[Any], bool]], ...] = (
     ("model.dtype", "bfloat16", lambda c: c.model.dtype == "float32"),
+    ("training.remat_policy", "dots_no_batch", lambda c: not c.training.remat_policy),
+    ("parallel.sharding", "fsdp", lambda c: c.parallel.sharding == "replicated"),
     ("optimizer.accumulation", 2, lambda c: c.optimizer.accumulation < 2),
     ("optimizer.accumulation", 4, lambda c: c.optimizer.accumulation < 4),
     ("model.remat", True, lambda c: not c.model.remat),
@@ -172,6 +174,7 @@ class Plan:
         """What can be said without a compiler: the state's memory and the arithmetic."""
         given = programs.abstract_arguments(self.experiment, self.teacher)
         state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(given[0]))
+        state //= self.topology.count if self.config.parallel.sharding == "fsdp" else 1  # about: small leaves are whole
         gradient = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(given[0].params))
         for stage in self.experiment.stages:
             self.macs.append(summary.traced_macs(jax.make_jaxpr(stage.step)(*given).jaxpr))
@@ -185,11 +188,13 @@ class Plan:
     def estimated(self) -> dict[str, Any]:
         """Says how long it all takes at the stated utilisation, and what that costs."""
         e, asked, dtype = self.experiment, self.settings, self.config.model.dtype
+        units = estimate.points_units(self.config, e.module)
         validated = self.config.validation.examples or len(self.dataset.validation)
         work = estimate.work(e, self.macs, {"validation": validated, "points": asked.points})
         self.say(
             f"arithmetic, counted: {work.step:.3g} operations a step, {e.total_steps:,} steps, {work.training:.3g} in"
-            f" all; validation {work.validation:.3g}; AutoAttack on {asked.points} points at most {work.autoattack:.3g}"
+            f" all; validation {work.validation:.3g}; AutoAttack on {asked.points} points at most"
+            f" {work.autoattack:.3g}, {units:,.0f} forward passes of a point that survives it"
         )
         step, training, validation, attack, total = (
             estimate.seconds(operations, self.topology, asked.utilisation, dtype)

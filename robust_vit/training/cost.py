@@ -118,7 +118,8 @@ def _dense(jaxpr: Any) -> float:
         elif name == "cond":
             total += max(_dense(branch.jaxpr) for branch in params["branches"])
         else:
-            total += params.get("length", 1) * sum(map(_dense, _inner(params)))
+            times = params["mesh"].size if name == "shard_map" else params.get("length", 1)  # devices; turns
+            total += times * sum(map(_dense, _inner(params)))
     return total
 
 

@@ -16,7 +16,7 @@ from robust_vit.config import ConfigDict
 from robust_vit.data import pipeline
 from robust_vit.errors import check, nearest
 from robust_vit.models import summary
-from robust_vit.training import chosen, encoding, groups, optimizer, reduction, schedules, stages, step, validate
+from robust_vit.training import chosen, encoding, groups, optimizer, reduction, remat, schedules, stages, step, validate
 from robust_vit.typing import Array, Attack
 
 
@@ -139,7 +139,7 @@ def build_step(
       mesh: what the state lies on; one device by default.
     """
     return step.make(
-        encoding.trained(module, config.objective.name),
+        remat.kept(encoding.trained(module, config.objective.name), config.training.remat_policy),
         chosen.objective(config.objective, config.attack),
         attack,
         tx,

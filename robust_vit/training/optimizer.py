@@ -17,22 +17,31 @@ def decays(params) -> object:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def adamw(*, weight_decay: float = 0.0, b1: float = 0.9, b2: float = 0.999) -> optax.GradientTransformation:
-    """Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019)."""
-    return optax.chain(optax.scale_by_adam(b1, b2), optax.add_decayed_weights(weight_decay, decays))
+def adamw(
+    *, weight_decay: float = 0.0, b1: float = 0.9, b2: float = 0.999, moment: str = "float32"
+) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay (Loshchilov & Hutter, ICLR 2019). `moment` is what the mean of gradients is
+    kept in; that of their squares, whose steps are too fine for bfloat16 with b2 near 1, is kept in float32.
+    """
+    return optax.chain(optax.scale_by_adam(b1, b2, mu_dtype=moment), optax.add_decayed_weights(weight_decay, decays))
 
 
-def lion(*, weight_decay: float = 0.0, b1: float = 0.9, lion_b2: float = 0.99) -> optax.GradientTransformation:
+def lion(
+    *, weight_decay: float = 0.0, b1: float = 0.9, lion_b2: float = 0.99, moment: str = "float32"
+) -> optax.GradientTransformation:
     """The sign of a mean of gradients, with decoupled weight decay (Chen et al., NeurIPS 2023, arXiv 2302.06675).
 
     It wants about a tenth of AdamW's learning rate and ten times its weight decay.
     """
-    return optax.chain(optax.scale_by_lion(b1, lion_b2), optax.add_decayed_weights(weight_decay, decays))
+    return optax.chain(
+        optax.scale_by_lion(b1, lion_b2, mu_dtype=moment), optax.add_decayed_weights(weight_decay, decays)
+    )
 
 
-def sgd(*, weight_decay: float = 0.0, momentum: float = 0.9) -> optax.GradientTransformation:
+def sgd(*, weight_decay: float = 0.0, momentum: float = 0.9, moment: str = "float32") -> optax.GradientTransformation:
     """SGD with Nesterov momentum; the decay enters the gradient, as L2 regularisation does."""
-    return optax.chain(optax.add_decayed_weights(weight_decay, decays), optax.trace(momentum, nesterov=True))
+    trace = optax.trace(momentum, nesterov=True, accumulator_dtype=moment)
+    return optax.chain(optax.add_decayed_weights(weight_decay, decays), trace)
 
 
 OPTIMIZERS = {"adamw": adamw, "lion": lion, "sgd": sgd}

@@ -15,7 +15,7 @@ import optax
 
 from robust_vit import pixels, randomness
 from robust_vit.data.mixing import Augment
-from robust_vit.training import groups, stages
+from robust_vit.training import groups, remat, stages
 from robust_vit.training.adversary import adversary_view, ramp
 from robust_vit.training.state import TrainState, averaged
 from robust_vit.training.weight_perturbation import perturbed
@@ -27,7 +27,9 @@ Step = Callable[..., tuple[TrainState, dict[str, Array]]]  # see `make`
 def training_forward(module: Any, params: Any, key: Array) -> Forward:
     """Makes the pass that weights get gradients through; every call draws its own dropout and drop-path noise."""
     calls = itertools.count()
-    whole = module.module if isinstance(module, stages.Resized) else module
+    whole = module
+    while isinstance(whole, stages.Resized | remat.Kept):
+        whole = whole.module
     several = getattr(whole, "distilled", False)  # a model of two heads, which shows them when asked
 
     def forward(images: Array, statistics: Any, heads: bool = False) -> tuple[Array, Any]:

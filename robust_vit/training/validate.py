@@ -20,7 +20,7 @@ from robust_vit.data import mixing, pipeline, sources
 from robust_vit.errors import check
 from robust_vit.models.weights import adapt
 from robust_vit.objectives import encoders
-from robust_vit.training import chosen, encoding, optimizer, schedules, stages
+from robust_vit.training import chosen, encoding, optimizer, remat, schedules, stages
 from robust_vit.training.rules import (
     FACTOR,
     NOT_NEGATIVE,
@@ -116,6 +116,7 @@ FIELDS: dict[str, Rule] = {
     "optimizer.b2": RATE,
     "optimizer.lion_b2": RATE,
     "optimizer.momentum": RATE,
+    "optimizer.moment": one_of("float32", "bfloat16"),
     "optimizer.layer_decay": FACTOR,
     "optimizer.freeze": patterns,
     "optimizer.clip_norm": NOT_NEGATIVE,
@@ -135,6 +136,7 @@ FIELDS: dict[str, Rule] = {
     "training.log_every_steps": whole(1),
     "training.validate_every_epochs": POSITIVE,
     "training.save_every_epochs": POSITIVE,
+    "training.remat_policy": name(lambda: remat.POLICIES),
     "training.keep_checkpoints": whole(1),
     "training.trackers": listed,
     "stages.epochs": each(POSITIVE, "epochs"),
