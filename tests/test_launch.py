@@ -75,6 +75,22 @@ def test_slurm_starts_a_process_a_node():
     assert two.stdout.strip() == "+ srun --kill-on-bad-exit=1 robust-vit train --config=digits --distributed"
 
 
+def test_slurm_saves_and_queues_again_when_its_time_is_over(tmp_path):
+    """With stand-ins for srun, which takes its time to save, and scontrol."""
+    waits = "trap 'sleep 0.2; echo saved; exit 0' TERM\necho began\nwhile :; do sleep 0.05; done"
+    (tmp_path / "srun").write_text(f"#!/bin/bash\n{waits}\n")
+    (tmp_path / "scontrol").write_text('#!/bin/bash\necho "scontrol $*"\n')
+    for name in ("srun", "scontrol"):
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    command = ["bash", str(LAUNCH / "slurm.sbatch"), "train"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "began\n"
+    process.terminate()
+    said, _ = process.communicate(timeout=60)
+    assert said == "saved\nscontrol requeue 7\n" and process.returncode == 0
+
+
 def test_gpus_get_an_environment_and_the_command():
     found = run("gpu.sh", "--dry-run", "train", "--config=digits").stdout.splitlines()
     assert found[0] == "+ python3 -m venv .venv" and "jax\\[cuda12\\]" in found[1]

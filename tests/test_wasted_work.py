@@ -1,4 +1,4 @@
-"""No pass of the model is wasted: Madry's PGD-k is k gradients to the image and one step, by the program's own count."""
+"""No pass of the model is wasted: Madry's PGD-k is k gradients to the image and one step, counted in the program."""
 
 import pytest
 
