@@ -4,6 +4,7 @@ import importlib.util
 import io
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from robust_vit import config as config_lib
 from robust_vit import data
 
 LAUNCH = pathlib.Path(__file__).parent.parent / "launch"
@@ -119,6 +121,18 @@ def test_dockerfiles_install_the_package_with_what_the_device_needs(kind):
     assert text.count("FROM ") == 1 and 'ENTRYPOINT ["robust-vit"]' in text and "constraints.txt" in text
     assert {"cpu": "jax[", "cuda": "jax[cuda12]", "tpu": "jax[tpu]"}[kind] in text or kind == "cpu"
     assert ("jax[" in text) == (kind != "cpu")
+
+
+def test_the_page_on_scale_names_what_is_there():
+    root = LAUNCH.parent
+    text = (root / "docs" / "scale.md").read_text()
+    for path in re.findall(r"`((?:launch|tests)/[\w./]+)`", text):
+        assert (root / path).exists(), path
+    for script in [*SCRIPTS, LAUNCH / "prepare_data.py"]:
+        assert f"launch/{script.name}" in text
+    fields = set(config_lib.fields(config_lib.base()))
+    for field in re.findall(r"`((?:parallel|optimizer|training)\.[a-z_.]+)", text):
+        assert field in fields, field
 
 
 # The data -------------------------------------------------------------------------------------------------------------

@@ -71,6 +71,7 @@ def _model():
             ["--topology=gpu:8xH100", "--config=imagenet100/light_recipe/xcit_n12"],
             "must be given, with --classes, for a plan without the data: data.options.path = None",
         ),
+        ([*GPU, "--config.parallel.devices=4"], "parallel.devices = 4: must be left at 0: gpu:8xH100 has 8"),
         ([*GPU, "--examples=0"], "examples = 0: must be above 0"),
         ([*GPU, "--no_such"], "no_such"),
     ],

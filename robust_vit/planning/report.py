@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from robust_vit import config as config_lib
 from robust_vit import parallel
 from robust_vit.config import ConfigDict
+from robust_vit.errors import check
 from robust_vit.evaluation.autoattack import arguments, ensembles, runs
 from robust_vit.models import summary
 from robust_vit.models.parts import forms
@@ -72,7 +73,9 @@ class Plan:
         self.teacher = frozen.of(self.experiment)
 
     def _build(self, config: ConfigDict) -> Any:
-        validate.batches(config, self.topology.count)
+        devices, count = config.parallel.devices, self.topology.count
+        check("parallel.devices", devices, devices in (0, count), f"left at 0: {self.topology.name} has {count}")
+        validate.batches(config, count)
         mesh = self.topology.mesh or parallel.mesh(1)
         return experiment.build(copy.deepcopy(config), mesh=mesh, dataset=self.dataset)
 
