@@ -10,6 +10,8 @@ import fnmatch
 import functools
 import math
 import os
+import socket
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -43,6 +45,8 @@ def initialize(
     """
     if jax.distributed.is_initialized():
         return
+    if coordinator is not None and index:
+        reach(coordinator, timeout)
     try:
         jax.distributed.initialize(
             coordinator, processes, index, initialization_timeout=math.ceil(timeout), heartbeat_timeout_seconds=SILENCE
@@ -51,6 +55,24 @@ def initialize(
         where = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
         said = " ".join(str(error).split())[:160]
         raise ValueError(f"coordinator = {where!r}: not joined within {timeout:g} s: {said}") from None
+
+
+def reach(coordinator: str, timeout: float) -> None:
+    """Waits until somebody listens at the coordinator's address: JAX ends the process where it finds nobody.
+
+    Raises:
+      ValueError: in one line, if that takes longer than so many seconds.
+    """
+    host, _, port = coordinator.rpartition(":")
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            return socket.create_connection((host, int(port)), timeout=1.0).close()
+        except OSError as error:
+            if time.monotonic() > end:
+                said = error.strerror or error
+                raise ValueError(f"coordinator = {coordinator!r}: not reached within {timeout:g} s: {said}") from None
+            time.sleep(0.2)
 
 
 def mesh(devices: int | Sequence[jax.Device] | None = None) -> Mesh:

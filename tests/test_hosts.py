@@ -1,5 +1,7 @@
 """The flags of a job of several processes, and what is said of those that differ; `test_two_hosts` has real ones."""
 
+import socket
+
 import jax
 import pytest
 from absl import flags
@@ -36,6 +38,7 @@ def test_bad_flags_are_one_line(arguments, line):
 def test_flags_reach_jax(monkeypatch):
     called = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *place, **more: called.append((place, more)))
+    monkeypatch.setattr(parallel, "reach", lambda *address: None)
     hosts.join(given())
     hosts.join(given("--distributed"))
     hosts.join(given("--coordinator=first:1234", "--processes=4", "--process=3", "--timeout=7"))
@@ -50,7 +53,14 @@ def test_a_coordinator_that_is_not_reached_is_one_line(monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
     with pytest.raises(ValueError, match=r"coordinator = 'first:1': not joined within 7 s: DEADLINE_EXCEEDED: Barrier"):
-        parallel.initialize("first:1", 2, 1, timeout=7)
+        parallel.initialize("first:1", 2, 0, timeout=7)
+    with socket.socket() as listening:
+        listening.bind(("localhost", 0))
+        address = f"localhost:{listening.getsockname()[1]}"
+        with pytest.raises(ValueError, match=f"coordinator = '{address}': not reached within 0.1 s: "):
+            parallel.initialize(address, 2, 1, timeout=0.1)
+        listening.listen()
+        parallel.reach(address, 0.1)
 
 
 def test_the_first_field_that_differs_is_named(monkeypatch):

@@ -93,7 +93,7 @@ def test_a_split_state_and_parts_that_meet_once_give_the_same_numbers(alone, spl
 def test_weights_moments_and_averages_are_split(alone, split):
     kernel = split.state.params["blocks"]["mlp"]["fc1"]["kernel"]
     assert kernel.addressable_shards[0].data.size * 8 == kernel.size
-    assert split.held < 0.45 * alone.held  # on one device; biases and small kernels are whole
+    assert split.held < 0.55 * alone.held  # on one device; biases and small kernels are whole
     leaves = jax.tree_util.tree_leaves_with_path(split.state)
     names = {jax.tree_util.keystr(path): leaf.sharding.is_fully_replicated for path, leaf in leaves}
     mine = [whole for name, whole in names.items() if "fc1" in name and "kernel" in name]
