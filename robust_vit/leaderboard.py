@@ -43,18 +43,21 @@ def leaderboard(arguments: Sequence[str]) -> list[board.Row]:
 
 
 def show(rows: Sequence[board.Row]) -> None:
-    """Prints the table."""
+    """Prints the table, and below it what sets each run apart."""
     import rich.table
     import rich.text
 
     from robust_vit.evaluation import tables
 
     table = rich.table.Table(box=None, pad_edge=False)
-    for head in board.HEAD_CELLS:
+    for head in board.HEAD_CELLS[:-1]:
         table.add_column(head, justify="right" if head in board.NUMBERS else "left")
     for row in rows:
-        table.add_row(*(rich.text.Text(cell.text) for cell in board.cells(row)))
+        table.add_row(*(rich.text.Text(cell.text) for cell in board.cells(row)[:-1]))
     tables.console().print(table)
+    for row in rows:
+        if row.apart:
+            print(f"{row.name}: {'; '.join(row.apart)}")
 
 
 def main(arguments: Sequence[str]) -> list[board.Row]:

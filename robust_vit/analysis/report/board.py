@@ -6,11 +6,13 @@
 import csv
 import dataclasses
 import io
+import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from robust_vit import config as config_lib
 from robust_vit import provenance
 from robust_vit.analysis.report import content
 from robust_vit.errors import check
@@ -110,7 +112,7 @@ def _accuracy(row: Row, suite: str) -> float:
 
 def differences(folders: Sequence[pathlib.Path]) -> list[tuple[str, ...]]:
     """Of each run the fields, as `name=value`, that differ from the most common value among all."""
-    configs = [flat(content.stored(folder / "config.json")) for folder in folders]
+    configs = [fields_of(folder) for folder in folders]
     known = [fields for fields in configs if fields]
     names = sorted({name for fields in known for name in fields} - set(UNSAID))
     told: list[list[str]] = [[] for _ in folders]
@@ -121,6 +123,15 @@ def differences(folders: Sequence[pathlib.Path]) -> list[tuple[str, ...]]:
             if fields and repr(fields.get(name)) != usual:
                 lines.append(f"{name}={fields.get(name)}")
     return [tuple(lines) for lines in told]
+
+
+def fields_of(folder: pathlib.Path) -> dict[str, Any]:
+    """A run's configuration by dotted names; what an earlier version did not write has today's default. {} of a folder
+    without one.
+    """
+    stored = flat(content.stored(folder / "config.json"))
+    defaults = flat(json.loads(json.dumps(config_lib.plain(config_lib.base()))))
+    return defaults | stored if stored else {}
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -44,7 +44,7 @@ def compare(first: str | os.PathLike[str], second: str | os.PathLike[str], out: 
 
 def differences(folders: list[pathlib.Path], names: list[str]) -> list[str]:
     """A line for each field in which the configurations differ; none where one has no configuration."""
-    found = [board.flat(content.stored(folder / "config.json")) for folder in folders]
+    found = [board.fields_of(folder) for folder in folders]
     if not all(found):
         return []
     both = [(name, *(fields.get(name, "absent") for fields in found)) for name in sorted(found[0] | found[1])]

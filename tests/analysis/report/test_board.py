@@ -50,6 +50,12 @@ def test_the_most_robust_run_comes_first_with_its_cost_and_what_sets_it_apart(ru
     assert (first.data, first.threat) == ("digits, test", "Linf 0.1")
 
 
+def test_what_an_earlier_version_did_not_write_is_todays_default(runs):
+    write_config(runs / "c", awp={"gamma": 0.0}, attack={"steps": 7, "name": "pgd", "restarts": 2})
+    rows = {row.name: row for row in board.gather([runs / name for name in "abc"])}
+    assert rows["c"].apart == ("attack.restarts=2",), "gamma 0 is the default, and no difference"
+
+
 def test_the_three_forms_hold_the_same(runs):
     page.write(runs / "b")
     rows = board.gather([runs / name for name in "abc"])
@@ -74,6 +80,7 @@ def test_the_command_prints_writes_and_names_what_it_leaves_out(runs, capsys):
     printed = capsys.readouterr().out
     assert [row.name for row in rows] == ["b", "a", "c"]
     assert "50.00 % (25.4" in printed.replace("\n", " ") and f"left out: {runs / 'd'} has no result" in printed
+    assert f"b: attack.loss={EVIL}|`x`; attack.steps=2\n" in printed and "\na: " not in printed
     assert {path.name for path in runs.glob("leaderboard.*")} == {f"leaderboard.{e}" for e in ("md", "csv", "html")}
 
 
