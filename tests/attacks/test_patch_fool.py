@@ -36,6 +36,7 @@ def attention(logits_fn, images):
     return jnp.log(maps[1].mean(1)).mean(1)[:, 1:]
 
 
+@pytest.mark.slow
 def test_it_raises_the_loss_and_the_attention_of_one_patch_and_leaves_the_rest(vit):
     logits_fn, images, labels = vit
     looked = jax.jit(lambda x: (losses.cross_entropy(logits_fn(x), labels), attention(logits_fn, x)))

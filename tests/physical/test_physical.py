@@ -127,6 +127,7 @@ def test_light_falls_from_one_side():
     assert 0.2 < tilt.max() <= 0.3 and tilt.min() < 0.02
 
 
+@pytest.mark.slow
 def test_the_chain_is_each_examples_own_and_passes_gradients():
     images = jnp.stack([jnp.asarray(smooth((16, 16, 3), seed), jnp.float32) for seed in range(3)])
     see = jax.jit(physical.camera())
@@ -139,6 +140,7 @@ def test_the_chain_is_each_examples_own_and_passes_gradients():
     assert np.all(np.isfinite(slope)) and np.mean(slope != 0) > 0.5
 
 
+@pytest.mark.slow
 def test_expectation_over_the_chain_survives_it_better_than_none():
     """What EOT makes is fooling under the camera more often than what plain PGD makes in the same ball."""
     rng = np.random.default_rng(0)

@@ -109,6 +109,7 @@ def test_decisions_lead_near_the_nearest_point(name, norm, order, factor):
     assert np.all(np.isinf(nothing.queries))
 
 
+@pytest.mark.slow
 def test_signs_and_normals_estimate_the_gradient(problem):
     """SPSA and NES go about where PGD goes: both break what PGD breaks in a ball of that size."""
     keys, logits_fn, images, labels = problem()

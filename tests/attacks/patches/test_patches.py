@@ -26,7 +26,7 @@ def keys(seed, count=48):
     return jax.random.split(jax.random.key(seed), count)
 
 
-@pytest.mark.parametrize("place", ["random", "center", (0, 6)])
+@pytest.mark.parametrize("place", ["random", *(pytest.param(p, marks=pytest.mark.slow) for p in ("center", (0, 6)))])
 def test_a_patch_changes_what_it_covers_and_more_than_noise_there(place, data):
     logits_fn, images, labels = data
     attack = attacks.patch(epsilon=1.0, size=4, place=place, steps=10)
@@ -118,6 +118,7 @@ def test_a_patch_hides_an_object_from_a_detector():
     assert before.min() > 0.99 and after.max() < 0.6
 
 
+@pytest.mark.slow
 def test_stickers_turn_photographs_into_the_target_through_the_camera(data):
     logits_fn, images, labels = data
     photos = images[:1] + 0.03 * jax.random.normal(jax.random.key(4), (6, *SHAPE))

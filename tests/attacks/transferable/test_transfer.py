@@ -117,6 +117,7 @@ def test_everything_together_is_split_as_one_likes_and_stays_in_the_ball(vit):
     assert jnp.any(other != whole)
 
 
+@pytest.mark.slow
 def test_scales_average_the_gradients_of_fainter_copies(problem):
     keys, logits_fn, images, labels = problem()
     attack = attacks.transfer(norm="l2", epsilon=0.05, steps=1, scales=3, momentum=0.0)
@@ -127,6 +128,7 @@ def test_scales_average_the_gradients_of_fainter_copies(problem):
     np.testing.assert_allclose(cosine, np.linalg.norm(mean.reshape(4, -1), axis=1), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_diverse_images_are_the_image_smaller_on_black():
     images = jnp.ones((64, 11, 11, 1))
     keys = jax.random.split(jax.random.key(0), 64)
