@@ -108,7 +108,8 @@ def animate(films: dict[str, Film], label: int, class_names: Sequence[str], titl
         canvas = plot_frame(films, step, label, class_names, title).canvas
         canvas.draw()
         frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]))
-    palette = frames[-1].quantize(256)
+    sheet = np.concatenate([np.asarray(frame) for frame in frames])
+    palette = Image.fromarray(sheet).quantize(256)  # of all frames: GIF has 256 colours, and each must be there
     frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     seconds = [FRAME_SECONDS] * (len(frames) - 1) + [END_SECONDS]
     packed = io.BytesIO()

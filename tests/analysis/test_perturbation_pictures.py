@@ -174,4 +174,9 @@ def test_a_strip_shows_the_steps_and_an_animation_every_one(films):
         for place in range(5):
             moving.seek(place)
             shown.append(moving.info["duration"])
+            frame = filmstrip.plot_frame(films, place, 0, NAMES).canvas
+            frame.draw()
+            drawn = np.asarray(frame.buffer_rgba())[..., :3].astype(int)
+            apart = np.abs(np.asarray(moving.convert("RGB")).astype(int) - drawn)
+            assert apart.mean() < 1 and np.percentile(apart, 99.9) < 30  # of the nearest of 256 colours
         assert shown == [600] * 4 + [2000]
