@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from robust_vit.explain import Subject
 
 HEAT = "cividis"  # even steps of lightness, and the same for the colour-blind
+SKIPPED = (0.34, 0.71, 0.91)  # Okabe and Ito's sky blue
 BATCH = 16  # images whose maps are held at once
 SHIFT = "total variation between clean and adversarial rows of attention, in [0,1], mean over queries"
 
@@ -176,7 +177,7 @@ def plot_shift(shifts: Mapping[str, Sequence[np.ndarray]], names: Sequence[str],
 
 
 def plot_kept(images: Any, layers: Sequence[Layer], title: str = "") -> "Figure":
-    """Draws on each image [N,H,W,C] the tokens that every layer ran on: those of skipped windows are dimmed."""
+    """Draws on each image [N,H,W,C] the tokens that every layer ran on: those of skipped windows lie under blue."""
     import matplotlib as mpl
 
     from robust_vit.analysis import plots
@@ -191,7 +192,8 @@ def plot_kept(images: Any, layers: Sequence[Layer], title: str = "") -> "Figure"
             for axes, image, inside in zip(row, images, mask):
                 rows, columns = (np.arange(side) * grid // side for side, grid in zip(image.shape[:2], inside.shape))
                 pixels = inside[rows[:, None], columns[None, :], None]
-                plots._picture(axes, np.where(pixels, image, 0.2 * image + 0.8 * 0.5))
+                image = np.broadcast_to(image, (*image.shape[:2], 3)) if image.shape[2] == 1 else image
+                plots._picture(axes, np.where(pixels, image, 0.25 * image + 0.75 * np.array(SKIPPED)))
             label = f"{short(layer)}\n{mask.mean():.0%}"
             row[0].set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center", labelpad=6)
     return figure

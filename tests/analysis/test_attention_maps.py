@@ -305,8 +305,9 @@ def test_pictures_show_the_maps():
     figure = attention_plots.plot_kept(IMAGES, sparse)
     shown = figure.axes[0].images[0].get_array()
     inside = np.kron(attention.kept(sparse[0])[0], np.ones((2, 2), bool))
-    np.testing.assert_allclose(shown[inside], IMAGES[0, ..., 0][inside])
-    np.testing.assert_allclose(shown[~inside], 0.2 * IMAGES[0, ..., 0][~inside] + 0.4)
+    np.testing.assert_allclose(shown[inside], np.repeat(IMAGES[0][inside], 3, -1))
+    expected = 0.25 * IMAGES[0][~inside] + 0.75 * np.array(attention_plots.SKIPPED)
+    np.testing.assert_allclose(shown[~inside], expected, rtol=1e-5)
 
 
 def test_slots_say_where_a_token_stands():
