@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from robust_vit import commands
+
 RESULTS = pathlib.Path(__file__).parent / "results"
 MISSING = "not measured"
 
@@ -93,6 +95,7 @@ def lines(results: pathlib.Path = RESULTS) -> Iterator[str]:
 
 def main() -> None:
     """Prints the table, and where its figures come from."""
+    commands.survive_closed_pipe()
     print("\n".join(lines()))
     for path in sorted(RESULTS.glob("*.json")):
         report = json.loads(path.read_text())
