@@ -82,7 +82,7 @@ def test_a_universal_patch_works_on_images_it_has_not_seen(target, data):
         seen = jnp.argmax(logits_fn(placed(keys(7, 24), patch, images[24:])), -1)
         return np.mean(seen == target) if target is not None else np.mean(seen != labels[24:])
 
-    assert rate(found) > rate(noise) + 0.15
+    assert rate(found) > rate(noise) + (0.08 if target is None else 0.15)
 
 
 def test_total_variation_and_printability_in_numpy():
