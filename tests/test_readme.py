@@ -19,6 +19,7 @@ SMALLER = {
     "--config.attack.steps=1 --config.attack.warmup_epochs=0 --config.optimizer.warmup_epochs=0 "
     "--config.validation.steps=1 --config.evaluation.suite=clean",
     "evaluate": "--limit=16 --option=autoattack_budget=0.01 --option=masking_points=16 --option=masking_queries=20",
+    "explain": "--limit=8 --examples=2",
 }
 # Commands whose data cannot come with a test: their flags are read and nothing more.
 DATA = ("imagenet", "xcit", "--data=folder:/path")
@@ -66,7 +67,7 @@ def test_every_command_runs(line, home, monkeypatch):
     name, arguments = named(line)
     if any(word in line for word in DATA):
         return reads_its_flags(name, arguments)
-    if name == "evaluate":
+    if name in ("evaluate", "explain", "compare", "leaderboard"):
         train_first(arguments, home)
     typed(name, arguments)
     for argument in arguments:
@@ -79,10 +80,10 @@ def typed(name, arguments):
 
 
 def train_first(arguments, home):
-    """The run that a command evaluates: a test that is chosen alone finds it too."""
-    for folder in (argument for argument in arguments if argument.startswith("--workdir=")):
-        if not (home / folder.partition("=")[2]).exists():
-            typed(*next(named(line) for line in OURS if line.split()[-1] == folder and named(line)[0] == "train"))
+    """The runs that a command is about: a test that is chosen alone finds them too."""
+    for folder in re.findall(r"runs/\w+", " ".join(arguments)):
+        if not (home / folder).exists():
+            typed(*next(named(line) for line in OURS if f"--workdir={folder}" in line and named(line)[0] == "train"))
 
 
 def reads_its_flags(name, arguments):
