@@ -3,7 +3,7 @@
     python benchmarks/beyond.py --robust=runs/digits --natural=runs/plain --rows=universal,transfer,blackbox
 
 Prints one line a figure with its 95 % interval. The runs are trained by `robust-vit train --config=digits:adversarial`
-and `--config=digits:natural`.
+and `--config=digits:standard`.
 """
 
 import argparse
