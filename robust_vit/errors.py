@@ -15,7 +15,11 @@ def check(field: str, value: Any, condition: bool, allowed: str) -> None:
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Returns '; did you mean ...?' for the closest choice, or an empty string."""
-    close = difflib.get_close_matches(str(name), list(choices), n=1, cutoff=0.5)
+    name, choices = str(name), list(choices)
+    swapped = [
+        choice for choice in choices if sorted(choice) == sorted(name)
+    ]  # letters out of order: no other is nearer
+    close = swapped or difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

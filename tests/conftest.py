@@ -37,6 +37,17 @@ hypothesis.settings.register_profile(EXPLORE, derandomize=False, deadline=None, 
 hypothesis.settings.load_profile("same")
 
 
+# What took more than two seconds on two slow cores, by `pytest --durations=0`, a test a line: slow as well.
+SLOWER = frozenset((pathlib.Path(__file__).parent / "slower.txt").read_text().splitlines())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.nodeid.removeprefix("tests/") in SLOWER:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def key():
     """A fresh key; derive from it with fold_in or split."""

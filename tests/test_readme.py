@@ -17,8 +17,10 @@ MODULES = {module: name for name, (module, _) in commands.COMMANDS.items()}
 SMALLER = {
     "train": "--config.model.depth=1 --config.model.width=16 --config.model.heads=2 --config.training.epochs=0.5 "
     "--config.attack.steps=1 --config.attack.warmup_epochs=0 --config.optimizer.warmup_epochs=0 "
-    "--config.validation.steps=1 --config.evaluation.suite=clean",
-    "evaluate": "--limit=16 --option=autoattack_budget=0.01 --option=masking_points=16 --option=masking_queries=20",
+    "--config.validation.steps=1 --config.evaluation.suite=clean "
+    "--config.evaluation.report_examples=2",
+    "evaluate": "--limit=16 --report_examples=2 --option=autoattack_budget=0.01 --option=masking_points=16 "
+    "--option=masking_queries=20",
     "explain": "--limit=8 --examples=2",
 }
 # Commands whose data cannot come with a test: their flags are read and nothing more.
@@ -57,7 +59,7 @@ def home(tmp_path_factory):
     return folder
 
 
-SLOW = ("runs/wider", "runs/plain", "runs/madry", "autoattack,masking")
+SLOW = ("runs/wider", "runs/plain", "runs/madry", "runs/mart", "runs/trades", "autoattack,masking")
 CASES = [pytest.param(line, marks=[pytest.mark.slow] if any(word in line for word in SLOW) else []) for line in OURS]
 
 
