@@ -19,7 +19,7 @@ from robust_vit.attacks.arguments import (
     working,
 )
 from robust_vit.attacks.minimal.nearest import misclassified
-from robust_vit.attacks.updates import B1, B2, TINY
+from robust_vit.attacks.updates import moments
 from robust_vit.errors import check, check_choice
 from robust_vit.typing import Array, Attack, Keys, LogitsFn
 
@@ -106,19 +106,17 @@ def patch_fool(
             return main + weight * drawing, misclassified(logits, labels)
 
         def step(carry: tuple, i: Array) -> tuple[tuple, None]:
-            points, mean, square, best, fooled = carry
+            points, memory, best, fooled = carry
             g, wrong = slopes(points)
             best = jnp.where(expand(wrong | ~fooled, points), points, best)
-            mean, square = B1 * mean + (1 - B1) * g, B2 * square + (1 - B2) * g**2
-            number = (i + 1).astype(clean.dtype)
-            move = mean / (1 - B1**number) / (jnp.sqrt(square / (1 - B2**number)) + TINY)
+            mean, scale, memory = moments(g, memory, i)
             rate = learning_rate * DECAY ** (i // EVERY)
-            points = jnp.where(cover, points + rate * move, clean)
-            return (ball.project(points, clean, radius), mean, square, best, fooled | wrong), None
+            points = jnp.where(cover, points + rate * (mean / scale), clean)
+            return (ball.project(points, clean, radius), memory, best, fooled | wrong), None
 
         zeros = clean - clean
-        first = (clean, zeros, zeros, clean, jnp.isnan(clean[:, 0, 0, 0]))
-        (points, _, _, best, fooled), _ = jax.lax.scan(step, first, jnp.arange(steps))
+        first = (clean, (zeros, zeros), clean, jnp.isnan(clean[:, 0, 0, 0]))
+        (points, _, best, fooled), _ = jax.lax.scan(step, first, jnp.arange(steps))
         last = misclassified(logits_fn(points.astype(images.dtype)), labels) | ~fooled
         return finish(jnp.where(expand(last, points), points, best), images, radius)
 

@@ -86,14 +86,25 @@ def adam(ball: norms.Ball, steps: int, momentum: float | Array) -> Update:
     half = -(-steps // 2)
 
     def step(gradient: Array, points: Array, memory: Any, number: Array) -> tuple[Array, Any]:
-        mean, square = memory
-        mean = B1 * mean + (1 - B1) * gradient
-        square = B2 * square + (1 - B2) * gradient**2
-        count = (number + 1).astype(points.dtype)
-        direction = mean / (1 - B1**count) / (jnp.sqrt(square / (1 - B2**count)) + TINY)
-        return jnp.where(number < half, 1.0, 0.1).astype(points.dtype) * direction, (mean, square)
+        mean, scale, memory = moments(gradient, memory, number)
+        return jnp.where(number < half, 1.0, 0.1).astype(points.dtype) * (mean / scale), memory
 
     return Update(lambda zeros: (zeros, zeros), step)
+
+
+def moments(gradient: Array, memory: Any, number: Array) -> tuple[Array, Array, Any]:
+    """Adam's averages, corrected for having begun at zero: (mean, scale, memory); its step is mean / scale.
+
+    Args:
+      gradient: [B,H,W,C].
+      memory: (mean, mean square) after the step before; zeros at first.
+      number: of the step, from 0; traced.
+    """
+    mean, square = memory
+    mean = B1 * mean + (1 - B1) * gradient
+    square = B2 * square + (1 - B2) * gradient**2
+    count = (number + 1).astype(gradient.dtype)
+    return mean / (1 - B1**count), jnp.sqrt(square / (1 - B2**count)) + TINY, (mean, square)
 
 
 def l1_normalised(gradient: Array) -> Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from robust_vit.attacks import losses, norms
 from robust_vit.attacks.arguments import check_count, check_positive, working
 from robust_vit.attacks.minimal.nearest import Found, Search, misclassified, nearer, nothing_yet, seen, within
-from robust_vit.attacks.updates import B1, B2, TINY
+from robust_vit.attacks.updates import moments
 from robust_vit.errors import check
 from robust_vit.typing import Array, Attack, Keys, LogitsFn
 
@@ -76,14 +76,13 @@ def search_cw(
         first = jnp.arctanh((2.0 * clean - 1.0) * SMOOTHER)
 
         def step(carry: tuple, i: Array) -> tuple:
-            w, mean, square = carry
+            w, memory = carry
             g = slope(lambda w: norms.box(image(w)), lambda delta: jnp.sum(delta**2, norms.PIXELS), w, c)
-            mean, square = B1 * mean + (1 - B1) * g, B2 * square + (1 - B2) * g**2
-            number = (i + 1).astype(clean.dtype)
-            w = w - learning_rate * mean / (1 - B1**number) / (jnp.sqrt(square / (1 - B2**number)) + TINY)
-            return (w, mean, square), norms.box(image(w))
+            mean, scale, memory = moments(g, memory, i)
+            w = w - learning_rate * (mean / scale)
+            return (w, memory), norms.box(image(w))
 
-        return (first, first - first, first - first), step
+        return (first, (first - first, first - first)), step
 
     return _bisected(norm, walk, steps, rounds, weight, confidence)
 

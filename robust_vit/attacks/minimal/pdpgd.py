@@ -11,7 +11,7 @@ from robust_vit.attacks import l1_ball, losses, norms
 from robust_vit.attacks.arguments import check_count, check_positive, expand, working
 from robust_vit.attacks.minimal.nearest import Found, Search, gradient, misclassified, nearer, nothing_yet, seen, within
 from robust_vit.attacks.thresholds import largest
-from robust_vit.attacks.updates import B1, B2, TINY
+from robust_vit.attacks.updates import moments
 from robust_vit.typing import Array, Attack, Keys, LogitsFn
 
 FIRST_DUAL = 4.60517  # -ln 0.01, of the constraint over the distance
@@ -67,14 +67,12 @@ def search(*, norm: str = "linf", steps: int = 200, learning_rate: float = 0.1) 
             theta = DUAL_RATE + (LAST_DUAL_RATE - DUAL_RATE) * done
             dual = jnp.clip(walk.dual + theta * jnp.where(wrong, -1.0, 1.0), -DUAL_LIMIT, DUAL_LIMIT)
             share = DUAL_DECAY * walk.share + (1 - DUAL_DECAY) * jax.nn.sigmoid(dual)
-            mean, square = B1 * walk.mean + (1 - B1) * g, B2 * walk.square + (1 - B2) * g**2
-            number = (i + 1).astype(clean.dtype)
-            scale = jnp.sqrt(square / (1 - B2**number)) + TINY
-            moved = walk.delta - rate * mean / (1 - B1**number) / scale
+            mean, scale, memory = moments(g, (walk.mean, walk.square), i)
+            moved = walk.delta - rate * (mean / scale)
             top = jnp.max(scale, axis=norms.PIXELS, keepdims=True)
             weight = (1 - share) / share * rate / top[:, 0, 0, 0]
             delta = _shrunk(norm, moved, scale / top, weight)
-            return _Walk(norms.box(clean + delta) - clean, mean, square, dual, share, found), None
+            return _Walk(norms.box(clean + delta) - clean, *memory, dual, share, found), None
 
         zeros = clean - clean
         none = zeros[:, 0, 0, 0]

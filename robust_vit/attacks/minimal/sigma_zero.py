@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from robust_vit.attacks import losses, norms
 from robust_vit.attacks.arguments import check_count, check_positive, expand, working
 from robust_vit.attacks.minimal.nearest import Found, Search, misclassified, nearer, nothing_yet, seen
-from robust_vit.attacks.updates import B1, B2, TINY
+from robust_vit.attacks.updates import moments
 from robust_vit.errors import check
 from robust_vit.typing import Array, Keys, LogitsFn
 
@@ -61,13 +61,11 @@ def search(*, norm: str = "l0", steps: int = 300, learning_rate: float = 1.0) ->
             fools = misclassified(logits, labels)
             found = nearer(walk.found, shown, _count(shown, clean), fools)
             rate = learning_rate * (0.1 + 0.9 * (1 + jnp.cos(jnp.pi * i / steps)) / 2)
-            mean, square = B1 * walk.mean + (1 - B1) * g, B2 * walk.square + (1 - B2) * g**2
-            number = (i + 1).astype(clean.dtype)
-            direction = mean / (1 - B1**number) / (jnp.sqrt(square / (1 - B2**number)) + TINY)
-            delta = norms.box(walk.points - rate * direction) - clean
+            mean, scale, memory = moments(g, (walk.mean, walk.square), i)
+            delta = norms.box(walk.points - rate * (mean / scale)) - clean
             threshold = jnp.clip(walk.threshold + THRESHOLD_RATE * rate * jnp.where(fools, 1.0, -1.0), 0.0, 1.0)
             delta = jnp.where(jnp.abs(delta) < expand(threshold, delta), 0.0, delta)
-            return _Walk(clean + delta, mean, square, threshold, found), None
+            return _Walk(clean + delta, *memory, threshold, found), None
 
         zeros = clean - clean
         first = _Walk(clean, zeros, zeros, zeros[:, 0, 0, 0] + FIRST_THRESHOLD, nothing_yet(clean))
