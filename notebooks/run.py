@@ -1,8 +1,8 @@
 """Runs the notebooks and keeps what they print and draw: python notebooks/run.py [NAME ...]
 
 Each cell's output stands in the file as a true run left it, with the digest of the code that it is of
-(`metadata.executed`); a test asks for another run where the code has changed. Needs .[notebooks]; two CPU cores and
-three minutes each are enough, and nothing is downloaded.
+(`metadata.executed`); a test asks for another run where the code has changed. Needs .[notebooks]; downloads nothing.
+On two slow CPU cores with nothing compiled before, the first took 96 s, the third 208, the fourth 80, Colab's 198.
 """
 
 import hashlib
